@@ -18,8 +18,8 @@ __version__: str
 
 from .core.program import Program as Program
 from .data.files.tables import read_table as read_table
-from .data.transforms import binarize as binarize
-from .data.transforms import digits as digits
+from .data.grey_values import binarize as binarize
+from .data.handwritten_digits import digits as digits
 from .evaluation.calibration.simulation_based import (
     simulation_based_calibration as simulation_based_calibration,
 )

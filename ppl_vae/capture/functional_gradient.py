@@ -60,7 +60,7 @@ class LossInputs(NamedTuple):
         parameters: the trained parameters, unconstrained.
         buffers: the buffers of the modules.
         frozen: the parameters that are not trained.
-        shared: tensors that all steps read.
+        common: tensors that all steps read.
         per_step: tensors of this step.
         beta: the weight of the KL term, ().
     """
@@ -68,7 +68,7 @@ class LossInputs(NamedTuple):
     parameters: list[Tensor]
     buffers: list[Tensor]
     frozen: list[Tensor]
-    shared: list[Tensor]
+    common: list[Tensor]
     per_step: list[Tensor]
     beta: Tensor
 
@@ -78,7 +78,7 @@ class LossInputs(NamedTuple):
             perturbed(self.parameters),
             self.buffers,
             perturbed(self.frozen),
-            permuted(self.shared),
+            permuted(self.common),
             permuted(self.per_step),
             self.beta * 0.9,
         )
@@ -118,7 +118,7 @@ class FunctionalGradient:
         buffers = [buffer.clone() for buffer in inputs.buffers]
         values = self.trained.merge(leaves, inputs.frozen)
         with torch.enable_grad(), self.trained.tensors.substituted(values, buffers):
-            loss = self.loss(inputs.shared, inputs.per_step, inputs.beta)
+            loss = self.loss(inputs.common, inputs.per_step, inputs.beta)
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         return LossGradient(loss.detach(), list(gradients), buffers)
 
@@ -145,11 +145,11 @@ class CapturedGradient:
         self.trained, self.run = trained, run
 
     @torch.no_grad()
-    def __call__(self, shared: list[Tensor], per_step: list[Tensor], beta: float = 1.0) -> Tensor:
+    def __call__(self, common: list[Tensor], per_step: list[Tensor], beta: float = 1.0) -> Tensor:
         """The loss; the parameters hold its gradient afterwards, and buffers are updated.
 
         Args:
-            shared, per_step, beta: as for :class:`LossInputs`.
+            common, per_step, beta: as for :class:`LossInputs`.
 
         Raises:
             CaptureError: at the first call, if the loss cannot be captured; nothing is changed.
@@ -161,7 +161,7 @@ class CapturedGradient:
             parameters,
             trained.tensors.buffers,
             trained.frozen_parameters(),
-            shared,
+            common,
             per_step,
             weight,
         )

@@ -59,13 +59,13 @@ class StepInputs(NamedTuple):
 
     Attributes:
         frozen: the parameters that are not trained.
-        shared: tensors that all steps of a call read.
+        common: tensors that all steps of a call read.
         steps: those of each step, which are separate tensors. The compiler would write the
             position in a common tensor into the code, and compile it again for each step.
     """
 
     frozen: list[Tensor]
-    shared: list[Tensor]
+    common: list[Tensor]
     steps: list[OneStep]
 
     def at(self, position: int) -> "StepInputs":
@@ -204,7 +204,7 @@ class FunctionalStep:
                 state.parameters,
                 state.buffers,
                 inputs.frozen,
-                inputs.shared,
+                inputs.common,
                 step.per_step,
                 step.beta,
             )
@@ -236,7 +236,7 @@ def perturbed_arguments(state: StepState, inputs: StepInputs) -> tuple[StepState
         OneStep(permuted(step.per_step), step.coefficients * 0.9, step.beta * 0.9)
         for step in inputs.steps
     ]
-    return other, StepInputs(perturbed(inputs.frozen), permuted(inputs.shared), steps)
+    return other, StepInputs(perturbed(inputs.frozen), permuted(inputs.common), steps)
 
 
 def _clip_gradients(

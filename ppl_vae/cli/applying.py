@@ -16,7 +16,7 @@ from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.options import Estimation, FullEstimation, ModelAndTable, Output, TableFlags
 from ppl_vae.cli.output import deliver, write_json
 from ppl_vae.cli.reading import read_for_model
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.files import write_atomically
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
@@ -27,8 +27,8 @@ from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.fitted.evaluation import Evaluation
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.fitted.held_out import ReconstructionError
+from ppl_vae.fitted.metadata import digest_table
 from ppl_vae.fitted.model import FittedModel, observed_rows
-from ppl_vae.fitted.record import digest_table
 from ppl_vae.report.terminal import print_line
 
 Returned = TypeVar("Returned")
@@ -141,14 +141,14 @@ def held_out_rows(fitted: FittedModel, table: Table) -> np.ndarray:
     Raises:
         ValueError: if the table is not the one that was fitted, or no rows were held out.
     """
-    if fitted.record is None:
-        raise ValueError(f"--held-out: {fitted.name} has no record of its fit")
-    if fitted.record.table_digest != digest_table(table):
+    if fitted.metadata is None:
+        raise ValueError(f"--held-out: {fitted.name} has no metadata of its fit")
+    if fitted.metadata.table_digest != digest_table(table):
         raise ValueError(
             f"--held-out: {table.name} is not the table that {fitted.name} was fitted to, "
-            f"{fitted.record.table}, with its options of reading"
+            f"{fitted.metadata.table}, with its options of reading"
         )
-    rows = np.array(fitted.record.held_out_rows, dtype=int)
+    rows = np.array(fitted.metadata.held_out_rows, dtype=int)
     if not len(rows):
         raise ValueError(f"--held-out: the fit of {fitted.name} held out no rows")
     return rows
@@ -163,14 +163,14 @@ def expand(values: Tensor, rows: np.ndarray) -> np.ndarray:
 
 def warn_of_fitted_rows(fitted: FittedModel, table: Table, *, held_out: bool) -> None:
     """Log a note if the model was fitted to rows of the table that is evaluated."""
-    record = fitted.record
-    if record is None or held_out or record.table_digest != digest_table(table):
+    metadata = fitted.metadata
+    if metadata is None or held_out or metadata.table_digest != digest_table(table):
         return
     LOG.warning(
         "note: %s was fitted to %s of this table, on which log p is too high; --held-out leaves "
         "them out",
         fitted.name,
-        counted(len(record.train_rows) + len(record.val_rows), "row"),
+        counted(len(metadata.train_rows) + len(metadata.val_rows), "row"),
     )
 
 
@@ -272,7 +272,7 @@ def write_evaluation(task: Task, estimation: FullEstimation) -> None:
             print_line(text)
     if Processes.current().rank == 0:
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_whole(task.applied.out, text.encode())
+        write_atomically(task.applied.out, text.encode())
     (LOG.info if task.applied.as_json else _print)("wrote %s", task.applied.out)
 
 

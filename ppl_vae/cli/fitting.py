@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
-from ppl_vae.cli.launched import was_restarted
 from ppl_vae.cli.lineage_command import describe_table
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
 from ppl_vae.cli.reading import read_file
 from ppl_vae.cli.targets import check_model_folder
-from ppl_vae.core.files import write_whole
+from ppl_vae.cli.torchrun import was_restarted
+from ppl_vae.core.files import write_atomically
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table
@@ -24,8 +24,8 @@ from ppl_vae.fitted.folder import (
     complete_folder,
     save_fitted,
 )
+from ppl_vae.fitted.metadata import digest_table
 from ppl_vae.fitted.model import FittedModel
-from ppl_vae.fitted.record import digest_table
 from ppl_vae.fitted.settings import FitSettings, Run
 from ppl_vae.report.terminal import print_line
 
@@ -80,13 +80,13 @@ def fit_and_save(
     print_or_log(f"{describe_table(data)}; {chosen.model}, seed {chosen.seed}")
     log_notes(data.notes)
     fitted = _fit(data, chosen, out, run, resume=resume)
-    assert fitted.record is not None
-    log_notes(fitted.record.notes)
+    assert fitted.metadata is not None
+    log_notes(fitted.metadata.notes)
     if as_json:
         write_json(_summary(fitted, out))
         return
-    print_line(str(fitted.record.history).splitlines()[0])
-    print_line(str(fitted.record.held_out or "no rows were held out"))
+    print_line(str(fitted.metadata.history).splitlines()[0])
+    print_line(str(fitted.metadata.held_out or "no rows were held out"))
     print_line(f"wrote {out} (ppl-vae score {out} TABLE, ppl-vae report {out})")
 
 
@@ -144,7 +144,7 @@ def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bo
     if writes and not resume:
         checkpoint.unlink(missing_ok=True)
     if writes:
-        write_whole(out / UNFINISHED, run.to_toml().encode())
+        write_atomically(out / UNFINISHED, run.to_toml().encode())
     with _resumable(out), StageDisplay().live() as display:
         fitted = fit_table(
             table,
@@ -154,7 +154,7 @@ def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bo
             on_stage=display.begin,
             name=str(out),
         )
-        LOG.debug("execution: %s", fitted.record and fitted.record.history.execution)
+        LOG.debug("execution: %s", fitted.metadata and fitted.metadata.history.execution)
         if writes:
             save_fitted(fitted, out, run)
             (out / UNFINISHED).unlink()
@@ -175,20 +175,20 @@ def _resumable(out: Path) -> Iterator[None]:
 
 
 def _summary(fitted: FittedModel, out: Path) -> dict[str, Any]:
-    record = fitted.record
-    assert record is not None
+    metadata = fitted.metadata
+    assert metadata is not None
     return {
         "folder": str(out),
-        "model": record.model,
+        "model": metadata.model,
         "latent_dim": fitted.latent_dim,
-        "columns": record.columns,
-        "num_train": len(record.train_rows),
-        "num_val": len(record.val_rows),
-        "num_held_out": len(record.held_out_rows),
-        "held_out": record.held_out,
-        "algorithm": record.history.algorithm,
-        "steps": record.history.steps,
-        "seconds": record.history.seconds,
-        "stopped": record.history.stopped,
-        "notes": record.notes,
+        "columns": metadata.columns,
+        "num_train": len(metadata.train_rows),
+        "num_val": len(metadata.val_rows),
+        "num_held_out": len(metadata.held_out_rows),
+        "held_out": metadata.held_out,
+        "algorithm": metadata.history.algorithm,
+        "steps": metadata.history.steps,
+        "seconds": metadata.history.seconds,
+        "stopped": metadata.history.stopped,
+        "notes": metadata.notes,
     }

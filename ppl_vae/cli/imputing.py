@@ -18,7 +18,7 @@ from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_output import STANDARD_OUTPUT, check_output
 from ppl_vae.data.files.tables import Table
-from ppl_vae.data.transforms import SCALES
+from ppl_vae.data.units import SCALES
 from ppl_vae.fitted.filled_table import FilledTable, filled_frame
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.models.ppca import NOISES

@@ -42,7 +42,7 @@ class LineageRun:
         latent_dim: K.
         names: the names of the requested stages.
         settings: the seed of the split, initial values and all draws; the scaling, see
-            :func:`ppl_vae.data.transforms.choose_scaling`; and the number of starts of EM, of
+            :func:`ppl_vae.data.units.choose_scaling`; and the number of starts of EM, of
             which the best is kept.
         out: the folder of the files.
         as_json: whether standard output has the content of results.json only.

@@ -8,8 +8,8 @@ from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_options import TableOptions
 from ppl_vae.data.files.tables import Table, digits_table
-from ppl_vae.data.transforms import SCALES
-from ppl_vae.lineage.common import select_stages
+from ppl_vae.data.units import SCALES
+from ppl_vae.lineage.stage import select_stages
 from ppl_vae.lineage.stages import STAGES
 
 

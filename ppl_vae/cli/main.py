@@ -9,7 +9,7 @@ import typer
 from ppl_vae.cli import model_commands, table_commands
 from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
 from ppl_vae.cli.console import guarded_output, interrupting_signals
-from ppl_vae.cli.launched import error_prefix, has_nothing_to_do, launched_processes
+from ppl_vae.cli.torchrun import error_prefix, has_nothing_to_do, launched_processes
 
 __all__ = ["app", "main", "model_commands", "table_commands"]
 

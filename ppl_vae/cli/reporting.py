@@ -6,7 +6,7 @@ from pathlib import Path
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.reading import read_for_model
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.files import write_atomically
 from ppl_vae.core.state import threads
 from ppl_vae.data.files.table_output import check_output
 from ppl_vae.data.files.tables import Table
@@ -49,7 +49,7 @@ def write_page(
     with threads(1), StageDisplay().live() as display:
         display.begin(f"drawing the page of {source}")
         page = _page(source, rows, seed)
-        write_whole(out, page.render().encode())
+        write_atomically(out, page.render().encode())
     LOG.info("wrote %s", out)
 
 

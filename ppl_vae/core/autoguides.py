@@ -31,7 +31,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object, filter_kwargs
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store
-from ppl_vae.core.traces import frames, sites
+from ppl_vae.core.traces import plates_of, sites
 
 PER_DATUM_GUIDES = (
     "PerDatumGuide(num_data, latent_dim), with covariance='full' for correlations within a "
@@ -225,7 +225,7 @@ def _draws_local_sites(part: Any, batch: Batch) -> bool:
             keywords = filter_kwargs(part.model, batch.keywords)
             trace = poutine.trace(part.model).get_trace(batch.x, **keywords)
     found = sites(trace).values()
-    return any(DATA_PLATE in frames(site) and not site["is_observed"] for site in found)
+    return any(DATA_PLATE in plates_of(site) and not site["is_observed"] for site in found)
 
 
 def _check_not_joint(part: Any, batch: Batch) -> None:

@@ -20,7 +20,7 @@ PARTIAL = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to, renamed at the end: a kill leaves the old file or the new.
 
     What killed processes left in the folder is removed.
@@ -36,9 +36,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is on the disk before it has its name."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         write_synced(partial, data)
 
 
@@ -69,7 +69,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def check_writable(path: Path) -> None:
-    """Check that :func:`write_whole` can write a file, by creating one in its folder.
+    """Check that :func:`write_atomically` can write a file, by creating one in its folder.
 
     Raises:
         OSError: naming the file and the reason.

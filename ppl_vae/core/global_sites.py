@@ -14,7 +14,7 @@ from ppl_vae.core.introspection import filter_kwargs, modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Program, ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.core.traces import PairTraces, frames, global_sites
+from ppl_vae.core.traces import PairTraces, global_sites, plates_of
 from ppl_vae.core.validation import ArrayLike
 
 
@@ -25,7 +25,7 @@ def global_part(guide: ProgramLike) -> ProgramLike:
 
 
 def _is_local(site: Any) -> bool:
-    return site["type"] == "sample" and (site_is_subsample(site) or DATA_PLATE in frames(site))
+    return site["type"] == "sample" and (site_is_subsample(site) or DATA_PLATE in plates_of(site))
 
 
 def with_globals_of(pair: Pair, run: PairTraces) -> Pair:
@@ -109,7 +109,7 @@ def _is_not_latent(site: Any) -> bool:
     """Whether a site of the model is none of the latent sites of each datum."""
     if site["type"] != "sample" or site_is_subsample(site):
         return False
-    return bool(site["is_observed"]) or DATA_PLATE not in frames(site)
+    return bool(site["is_observed"]) or DATA_PLATE not in plates_of(site)
 
 
 def check_no_globals(run: PairTraces, purpose: str) -> None:

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.program import DATA_PLATE
-from ppl_vae.core.traces import PairTraces, Site, frames, log_prob, sites
+from ppl_vae.core.traces import PairTraces, Site, log_prob, plates_of, sites
 
 SHOWN = 5
 """The number of rows that a message names."""
@@ -111,7 +111,7 @@ def _nonfinite(value: Tensor, event_dim: int) -> Tensor:
 
 def _describe_rows(site: Site, invalid: Tensor, batch: Batch) -> str:
     """The rows for which an entry is marked; nothing for a site outside the plate over data."""
-    plate = frames(site).get(DATA_PLATE)
+    plate = plates_of(site).get(DATA_PLATE)
     if plate is None:
         return ""
     # A distribution's own parameters have the dimensions of the event, too, right of the plates.

@@ -39,7 +39,7 @@ class Result:
         if missing := [field.name for field in fields if field.name not in content]:
             raise ValueError(f"this is no {cls.__name__}: it has no {missing}")
         return cls(
-            **{field.name: revived(content[field.name], hints[field.name]) for field in fields}
+            **{field.name: from_plain(content[field.name], hints[field.name]) for field in fields}
         )
 
     def to_frame(self) -> "pandas.DataFrame | Any":
@@ -84,16 +84,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def revived(value: Any, hint: Any) -> Any:
+def from_plain(value: Any, hint: Any) -> Any:
     """The inverse of :func:`plain`, given the type of the value."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         present = next(kind for kind in inner if kind is not types.NoneType)
-        return None if value is None else revived(value, present)
+        return None if value is None else from_plain(value, present)
     if origin is tuple:
-        return tuple(revived(item, inner[0]) for item in value)
+        return tuple(from_plain(item, inner[0]) for item in value)
     if origin is dict:
-        return {key: revived(item, inner[1]) for key, item in value.items()}
+        return {key: from_plain(item, inner[1]) for key, item in value.items()}
     if hint is float:
         return float("nan") if value is None else float(value)
     if isinstance(hint, type) and issubclass(hint, Result):

@@ -1,10 +1,10 @@
 """Numbers with their nouns, for messages and printed results."""
 
-IRREGULAR_PLURALS = {"axis": "axes", "class": "classes", "datum": "data", "entry": "entries"}
+IRREGULAR_PLURALS = {"axis": "axes", "class": "classes", "entry": "entries"}
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and the noun that agrees with it: "1 datum", "3 data", "2 held-out rows".
+    """A number and the noun that agrees with it: "1 data point", "3 axes", "2 held-out rows".
 
     Args:
         number: at least zero.

@@ -62,7 +62,7 @@ class PairTraces:
         """The size of the whole data, of which the plate may hold a part."""
         if self.stated_num_data is not None and self.repeats > 1:
             return self.stated_num_data  # repeated rows may be as many as the whole data
-        frame = frames(next(iter(_local(self.model).values())))[DATA_PLATE]
+        frame = plates_of(next(iter(_local(self.model).values())))[DATA_PLATE]
         whole = frame.full_size in (None, frame.size)
         return frame.size // self.repeats if whole else frame.full_size
 
@@ -87,7 +87,7 @@ class PairTraces:
         """A local site's value summed over all dimensions but those of samples and data."""
         # The sample plate stands left of all others, so the order is (S, B) already.
         kept = _sum_except(site, value, (SAMPLE_PLATE, DATA_PLATE))
-        return kept.reshape(-1, frames(site)[DATA_PLATE].size // self.repeats)
+        return kept.reshape(-1, plates_of(site)[DATA_PLATE].size // self.repeats)
 
 
 def per_draw(site: Site, value: Tensor) -> Float[Tensor, "#S"]:
@@ -97,7 +97,7 @@ def per_draw(site: Site, value: Tensor) -> Float[Tensor, "#S"]:
 
 def _sum_except(site: Site, value: Tensor, names: tuple[str, ...]) -> Tensor:
     """A site's value expanded to its plates, and summed over all but those with these names."""
-    plates = frames(site)
+    plates = plates_of(site)
     rank = max(value.dim(), *(-frame.dim for frame in plates.values()), 0)
     shape = [1] * rank
     for frame in plates.values():
@@ -122,21 +122,21 @@ def sites(trace: Trace) -> dict[str, Site]:
 
 def global_sites(trace: Trace) -> dict[str, Site]:
     """The sites of :func:`sites` outside the plate over data."""
-    return {n: s for n, s in sites(trace).items() if DATA_PLATE not in frames(s)}
+    return {n: s for n, s in sites(trace).items() if DATA_PLATE not in plates_of(s)}
 
 
 def _local(trace: Trace) -> dict[str, Site]:
-    return {n: s for n, s in sites(trace).items() if DATA_PLATE in frames(s)}
+    return {n: s for n, s in sites(trace).items() if DATA_PLATE in plates_of(s)}
 
 
-def frames(site: Site) -> dict[str, Any]:
+def plates_of(site: Site) -> dict[str, Any]:
     """The vectorized plates around a site, by name."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def free_dim(run: PairTraces) -> int:
     """The first dimension left of all plates of both programs."""
-    plates = [frames(s) for t in (run.model, run.guide) for s in sites(t).values()]
+    plates = [plates_of(s) for t in (run.model, run.guide) for s in sites(t).values()]
     return min(frame.dim for found in plates for frame in found.values()) - 1
 
 
@@ -161,7 +161,7 @@ def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
         the value is the same for all draws.
     """
     value, rest = _to_front(site, value, (SAMPLE_PLATE, DATA_PLATE))
-    return value.reshape(-1, frames(site)[DATA_PLATE].size // run.repeats, *rest)
+    return value.reshape(-1, plates_of(site)[DATA_PLATE].size // run.repeats, *rest)
 
 
 def by_draw(site: Site, value: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def _to_front(site: Site, value: Tensor, names: tuple[str, ...]) -> tuple[Tensor
     """
     event = len(site["fn"].event_shape)
     value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
-    plates = {name: frame.dim - event for name, frame in frames(site).items()}
+    plates = {name: frame.dim - event for name, frame in plates_of(site).items()}
     front = [plates.pop(name) for name in names if name in plates]
     rest = [
         dim
@@ -252,8 +252,8 @@ def _check_locations(traces: PairTraces) -> None:
         )
     guide = sites(traces.guide)
     for name, site in sites(traces.model).items():
-        inside = DATA_PLATE in frames(site)
-        if not site["is_observed"] and inside != (DATA_PLATE in frames(guide[name])):
+        inside = DATA_PLATE in plates_of(site)
+        if not site["is_observed"] and inside != (DATA_PLATE in plates_of(guide[name])):
             raise ValueError(
                 f"site {name!r} is {'inside' if inside else 'outside'} the plate {DATA_PLATE!r} "
                 f"in the model and {'outside' if inside else 'inside'} it in the guide; a latent "
@@ -262,7 +262,7 @@ def _check_locations(traces: PairTraces) -> None:
 
 
 def _check_plates(who: str, site: Site, num_rows: int) -> None:
-    plates = frames(site)
+    plates = plates_of(site)
     deepest = max((-frame.dim for frame in plates.values()), default=0)
     if len(site["fn"].batch_shape) > deepest:
         raise ValueError(

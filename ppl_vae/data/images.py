@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from ppl_vae.core.files import whole_file
+from ppl_vae.core.files import atomic_file
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import check_option
 
@@ -203,7 +203,7 @@ def _download(name: str, file: str, path: Path) -> None:
     mirrors, reasons = getattr(datasets, name).mirrors, []
     for mirror in mirrors:
         try:
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 folder, partial_name = str(temporary.parent), temporary.name
                 download_url(f"{mirror}{file}", folder, partial_name, MD5[name][file])
             return

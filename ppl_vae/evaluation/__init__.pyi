@@ -9,9 +9,9 @@ from .evidence.latent_dims import compare_latent_dims as compare_latent_dims
 from .evidence.latent_dims_result import LatentDims as LatentDims
 from .evidence.log_evidence import log_evidence as log_evidence
 from .evidence.loo import leave_one_out as leave_one_out
-from .inference_gaps.ascent import bound_slice as bound_slice
-from .inference_gaps.ascent import em_ascent as em_ascent
-from .inference_gaps.ascent import exact_bound as exact_bound
+from .inference_gaps.bound_history import bound_slice as bound_slice
+from .inference_gaps.bound_history import em_ascent as em_ascent
+from .inference_gaps.bound_history import exact_bound as exact_bound
 from .inference_gaps.gaps import gaps as gaps
 from .inference_gaps.result import Gaps as Gaps
 from .latent_space.atoms import Atoms as Atoms

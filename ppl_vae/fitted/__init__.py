@@ -1,4 +1,4 @@
-"""Models fitted to tables: program, columns, units and the record of the fit, in one folder."""
+"""Models fitted to tables: program, columns, units and the metadata of the fit, in one folder."""
 
 import lazy_loader
 

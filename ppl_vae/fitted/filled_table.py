@@ -16,7 +16,7 @@ from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.sources.row_blocks import RowBlocks
-from ppl_vae.data.transforms import Scaling, choose_scaling
+from ppl_vae.data.units import Scaling, choose_scaling
 from ppl_vae.evaluation.evidence.laplace import number_of_parameters
 from ppl_vae.evaluation.prediction.imputation import impute
 from ppl_vae.evaluation.prediction.masked_cv import (
@@ -88,7 +88,7 @@ class FilledTable:
             seed: the seed of the selection and of the initial values.
             starts: the number of starts of EM, of which the best is kept.
             scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
-                :func:`~ppl_vae.data.transforms.choose_scaling`.
+                :func:`~ppl_vae.data.units.choose_scaling`.
             parameter_uncertainty: whether the imputation is averaged over draws of the
                 parameters' posterior; None decides by
                 :func:`~ppl_vae.evaluation.prediction.multiple_imputation.parameters_matter`.

@@ -25,12 +25,12 @@ from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.sources.row_blocks import RowBlocks
-from ppl_vae.data.transforms import Units, choose_scaling
+from ppl_vae.data.units import Units, choose_scaling
 from ppl_vae.evaluation.prediction.masked_cv import MAX_SELECTION_ROWS, select_by_masked_cv
 from ppl_vae.fitted.held_out import evaluate_held_out
+from ppl_vae.fitted.metadata import FitMetadata, digest_table
 from ppl_vae.fitted.model import FittedModel, FittedProgram, observed_rows
 from ppl_vae.fitted.networks import default_epochs, fit_networks
-from ppl_vae.fitted.record import FitRecord, digest_table
 from ppl_vae.fitted.settings import FitSettings
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.inference.em.noise import FLOOR_REACHED
@@ -159,9 +159,9 @@ def fit_table(
         if len(rows.held_out):
             on_stage("evaluating the held-out rows")
         held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
-    assert fitted.record is not None
-    record = replace(fitted.record, notes=notes, held_out=held_out)
-    return replace(fitted, record=record)
+    assert fitted.metadata is not None
+    metadata = replace(fitted.metadata, notes=notes, held_out=held_out)
+    return replace(fitted, metadata=metadata)
 
 
 def fit_program(problem: Fitting) -> tuple[FittedProgram, FitResult]:
@@ -298,8 +298,8 @@ def _record(
     scaling: str,
     settings: FitSettings,
     history: FitResult,
-) -> FitRecord:
-    return FitRecord(
+) -> FitMetadata:
+    return FitMetadata(
         model=settings.model,
         table=table.name,
         table_digest=digest_table(table),

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from ppl_vae.core.files import exclusive_folder, read_regular, write_whole
+from ppl_vae.core.files import exclusive_folder, read_regular, write_atomically
 from ppl_vae.core.program import Program
+from ppl_vae.fitted.metadata import FitMetadata
 from ppl_vae.fitted.model import FittedModel, FittedProgram
 from ppl_vae.fitted.model_card import model_card
-from ppl_vae.fitted.record import FitRecord
 from ppl_vae.fitted.settings import Run
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
@@ -28,8 +28,8 @@ from ppl_vae.models.storage import load, save
 from ppl_vae.models.vae import VAE
 from ppl_vae.models.variational_posterior import VBPosterior
 
-RECORD, CARD, RUN, CHECKPOINT = "fit.json", "README.md", "run.toml", "checkpoint.pt"
-NEW = {CARD: "README.new.md", RUN: "run.new.toml", RECORD: "fit.new.json"}
+METADATA, CARD, RUN, CHECKPOINT = "fit.json", "README.md", "run.toml", "checkpoint.pt"
+NEW = {CARD: "README.new.md", RUN: "run.new.toml", METADATA: "fit.new.json"}
 """The files of a new fit under their temporary names; that of ``fit.json`` is kept longest."""
 UNFINISHED = "unfinished.toml"
 """The options of a fit that has not been finished; it becomes ``run.toml``."""
@@ -63,25 +63,25 @@ def save_fitted(fitted: FittedModel, folder: Path, run: Run | None = None) -> No
         run: what ``run.toml`` holds; by default the settings of the fit.
 
     Raises:
-        ValueError: if it has no record of its fit.
+        ValueError: if it has no metadata of its fit.
     """
-    if fitted.record is None:
-        raise ValueError("there is no record of the fit; ppl_vae.save writes a program alone")
-    content = {"format": FORMAT} | fitted.record.to_dict()
+    if fitted.metadata is None:
+        raise ValueError("there is no metadata of the fit; ppl_vae.save writes a program alone")
+    content = {"format": FORMAT} | fitted.metadata.to_dict()
     content["program_digest"] = digest_program(fitted.program)
     content["checksum"] = _checksum(content)
-    run = run or Run(None, {}, dict(fitted.record.settings))
+    run = run or Run(None, {}, dict(fitted.metadata.settings))
     texts = {
         CARD: model_card(fitted),
         RUN: run.to_toml(),
-        RECORD: _json(content) + "\n",
+        METADATA: _json(content) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     complete_folder(folder)
     with _locked(folder):
         try:
             for name, new in NEW.items():
-                write_whole(folder / new, texts[name].encode())
+                write_atomically(folder / new, texts[name].encode())
             save(fitted.program, folder)
             _rename_new(folder)
         except BaseException:
@@ -101,7 +101,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 def complete_folder(folder: Path) -> None:
     """Give the files of a new fit their names, if a process ended after it had its program."""
-    if (folder / NEW[RECORD]).exists():
+    if (folder / NEW[METADATA]).exists():
         with _locked(folder):
             _complete(folder)
 
@@ -114,7 +114,7 @@ def _locked(folder: Path) -> AbstractContextManager[None]:
 def _complete(folder: Path) -> None:
     with suppress(FileNotFoundError, ValueError):  # without a program there is nothing to complete
         digest = digest_program(load(folder))
-        if _read_record(folder / NEW[RECORD]).program_digest == digest:
+        if _read_metadata(folder / NEW[METADATA]).program_digest == digest:
             _rename_new(folder)
 
 
@@ -155,59 +155,65 @@ def _read(folder: Path) -> FittedModel:
     return FittedModel(program, _record_of(folder, program), str(folder))
 
 
-def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
-    paths = [folder / name for name in (RECORD, NEW[RECORD]) if os.path.lexists(folder / name)]
-    records = [_read_record(path) for path in paths]
+def _record_of(folder: Path, program: FittedProgram) -> FitMetadata | None:
+    paths = [folder / name for name in (METADATA, NEW[METADATA]) if os.path.lexists(folder / name)]
+    found = [_read_metadata(path) for path in paths]
     digest = digest_program(program)
-    for path, record in zip(paths, records, strict=True):
-        if record.program_digest == digest:
-            _check_record(path, record, program)
-            return record
-    if folder / RECORD in paths:
+    for path, metadata in zip(paths, found, strict=True):
+        if metadata.program_digest == digest:
+            _check_metadata(path, metadata, program)
+            return metadata
+    if folder / METADATA in paths:
         raise ValueError(
-            f"{folder / RECORD} describes another model than the one in the folder, which was "
-            f"saved later; without {RECORD} the folder is that of a program in its own units"
+            f"{folder / METADATA} describes another model than the one in the folder, which was "
+            f"saved later; without {METADATA} the folder is that of a program in its own units"
         )
     return None
 
 
-def _read_record(path: Path) -> FitRecord:
+def _read_metadata(path: Path) -> FitMetadata:
     try:
         content = json.loads(read_regular(path))
         checksum, found = content.pop("checksum", None), content.get("format")
         if found == FORMAT and checksum != _checksum(content):
             raise ValueError("its content is not what was saved")
         del content["format"]
-        record = FitRecord.from_dict(content) if found == FORMAT else None
+        metadata = FitMetadata.from_dict(content) if found == FORMAT else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if record is None:
+    if metadata is None:
         raise ValueError(
             f"{path} was written by another version of ppl_vae, in format {found}, and format "
             f"{FORMAT} is read; fit again: ppl-vae fit --config {path.parent / RUN} --out OTHER"
         )
-    return record
+    return metadata
 
 
-def _check_record(path: Path, record: FitRecord, program: FittedProgram) -> None:
-    """Check that a record has values of the right kind, for a program of this width.
+def _check_metadata(path: Path, metadata: FitMetadata, program: FittedProgram) -> None:
+    """Check that metadata have values of the right kind, for a program of this width.
 
     Raises:
         ValueError: naming the first that is not.
     """
-    data_dim, names = program.data_dim, record.columns
-    row_parts = (record.train_rows, record.val_rows, record.held_out_rows)
-    parts = (*row_parts, record.image_shape or ())
-    texts = (record.model, record.table, record.table_digest, record.scaling, record.date)
+    data_dim, names = program.data_dim, metadata.columns
+    row_parts = (metadata.train_rows, metadata.val_rows, metadata.held_out_rows)
+    parts = (*row_parts, metadata.image_shape or ())
+    texts = (
+        metadata.model,
+        metadata.table,
+        metadata.table_digest,
+        metadata.scaling,
+        metadata.date,
+    )
     holds = {
         "columns": all(isinstance(name, str) for name in names) and len({*names}) == data_dim,
-        "loc": tuple(record.loc.shape) == (data_dim,) and bool(record.loc.isfinite().all()),
-        "scale": record.scale.dim() < 2
-        and record.scale.numel() in (1, data_dim)
-        and bool((record.scale > 0).all() & record.scale.isfinite().all()),
+        "loc": tuple(metadata.loc.shape) == (data_dim,) and bool(metadata.loc.isfinite().all()),
+        "scale": metadata.scale.dim() < 2
+        and metadata.scale.numel() in (1, data_dim)
+        and bool((metadata.scale > 0).all() & metadata.scale.isfinite().all()),
         "rows": all(isinstance(row, int) and row >= 0 for part in parts for row in part),
-        "texts": all(isinstance(text, str) for text in (*texts, *record.notes)),
-        "settings": isinstance(record.settings, dict) and isinstance(record.versions, dict),
+        "texts": all(isinstance(text, str) for text in (*texts, *metadata.notes)),
+        "settings": isinstance(metadata.settings, dict) and isinstance(metadata.versions, dict),
     }
     if wrong := [name for name, right in holds.items() if not right]:
         raise ValueError(f"{path} is damaged: wrong {', '.join(wrong)}")
@@ -215,5 +221,5 @@ def _check_record(path: Path, record: FitRecord, program: FittedProgram) -> None
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a fitted model, or what an interrupted fit left."""
-    names = (RECORD, NEW[RECORD], RUN, UNFINISHED, "config.json")
+    names = (METADATA, NEW[METADATA], RUN, UNFINISHED, "config.json")
     return any((folder / name).exists() for name in names)

@@ -10,8 +10,8 @@ import torch
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.text import counted
+from ppl_vae.fitted.metadata import HeldOut, plus_minus
 from ppl_vae.fitted.model import FittedModel, RowArray
-from ppl_vae.fitted.record import HeldOut, plus_minus
 
 MAX_ROWS = 500
 """The largest number of held-out rows that are evaluated, where log p is estimated."""
@@ -87,7 +87,7 @@ def evaluate_held_out(fitted: FittedModel, values: RowArray, seed: int) -> HeldO
         return None
     if not fitted.has_density:
         return ReconstructionError.of(fitted, values).held_out()
-    estimated = fitted.record is not None and fitted.record.model in ("vae", "iwae")
+    estimated = fitted.metadata is not None and fitted.metadata.model in ("vae", "iwae")
     scored = values[:MAX_ROWS] if estimated else values
     found = fitted.log_likelihood(scored, draws=DRAWS, refine=REFINE * estimated, seed=seed)
     return HeldOut(

@@ -16,11 +16,11 @@ from ppl_vae.core.state import eval_mode, seeded
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import as_matrix
 from ppl_vae.data.files.tables import Table
-from ppl_vae.data.transforms import Units
+from ppl_vae.data.units import Units
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.evaluation.prediction.imputation import impute
-from ppl_vae.fitted.record import FitRecord
+from ppl_vae.fitted.metadata import FitMetadata
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.likelihoods.discrete import Multinomial
 from ppl_vae.models.autoencoder import Autoencoder
@@ -46,13 +46,13 @@ class FittedModel:
 
     Attributes:
         program: a PPCA, VAE or autoencoder, or the posterior of a Bayesian PPCA.
-        record: the record of the fit; None for a program that was saved without one, which is
+        metadata: the metadata of the fit; None for a program that was saved without one, which is
             applied to the values as they are given.
         name: for messages, such as the folder.
     """
 
     program: FittedProgram
-    record: FitRecord | None = None
+    metadata: FitMetadata | None = None
     name: str = "the model"
 
     @property
@@ -68,8 +68,8 @@ class FittedModel:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns; x1, x2, ... if they are not known."""
-        if self.record is not None:
-            return self.record.columns
+        if self.metadata is not None:
+            return self.metadata.columns
         if self.schema is not None:
             return tuple(map(str, self.schema.names))
         return tuple(f"x{k + 1}" for k in range(self.data_dim))
@@ -85,14 +85,14 @@ class FittedModel:
     @property
     def units(self) -> Units:
         """The units in which the program was fitted."""
-        if self.record is not None:
-            return self.record.units
+        if self.metadata is not None:
+            return self.metadata.units
         return Units.none(torch.zeros(1, self.data_dim, dtype=torch.float64))
 
     @property
     def error_unit(self) -> str:
         """The unit of reconstruction errors, which are relative to the scales of the fit."""
-        scaled = self.record is not None and bool((self.units.scale != 1).any())
+        scaled = self.metadata is not None and bool((self.units.scale != 1).any())
         return "standard deviations of the columns" if scaled else "units of the table"
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ppl_vae.core.files import read_regular
 from ppl_vae.core.validation import check_int, check_option
-from ppl_vae.data.transforms import SCALES
+from ppl_vae.data.units import SCALES
 from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
 
 LARGEST_SEED = 2**32 - 1
@@ -33,7 +33,7 @@ class FitSettings:
         learning_rate: the learning rate of Adam.
         patience: evaluations of the validation rows without improvement before the fit stops.
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
-            :func:`~ppl_vae.data.transforms.choose_scaling`.
+            :func:`~ppl_vae.data.units.choose_scaling`.
         starts: the number of starts of EM, of which the best is kept.
         held_out: the share of rows that are not fitted, on which log p is estimated.
         device: ``"auto"``, ``"cpu"`` or an accelerator's name; of models with networks.
@@ -170,7 +170,7 @@ class Run:
         table: the file; None if a configuration does not name it.
         options: how it is read, by name, without those that have their default.
         settings: the settings of the fit, by name, without those that were not given.
-        digest: the checksum of the table, see :func:`~ppl_vae.fitted.record.digest_table`.
+        digest: the checksum of the table, see :func:`~ppl_vae.fitted.metadata.digest_table`.
     """
 
     table: str | None

@@ -8,7 +8,7 @@ from .sparse.map_codes import BestCodes as BestCodes
 from .sparse.map_codes import best_codes as best_codes
 from .sparse.pca import fit_pca as fit_pca
 from .sparse.pca import implied_gaussian as implied_gaussian
-from .svi.calibration import freeze_scale as freeze_scale
+from .svi.data_statistics import freeze_scale as freeze_scale
 from .svi.fit import fit_svi as fit_svi
 from .svi.steps.captured_svi import CapturedSVI as CapturedSVI
 from .variational_bayes.fit import fit_vb as fit_vb

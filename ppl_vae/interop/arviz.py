@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.arrays.inputs import labels_of
-from ppl_vae.core.files import whole_file
+from ppl_vae.core.files import atomic_file
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
@@ -287,7 +287,7 @@ def write_netcdf(data: ArvizData, path: str | Path) -> None:
 
     ``arviz.from_netcdf`` reads it too.
     """
-    with whole_file(Path(path)) as partial:
+    with atomic_file(Path(path)) as partial:
         data.to_netcdf(str(partial), engine="h5netcdf")
 
 

@@ -67,8 +67,8 @@ class Likelihood(Program):
     """The support of the entries of x; None for all real numbers."""
     bounded: bool = False
     """Whether x lies in 0..1; inputs of an encoder are then centred but not rescaled."""
-    needs_calibration: bool = False
-    """Whether :meth:`calibrate` computes statistics of the full data set."""
+    has_data_statistics: bool = False
+    """Whether :meth:`collect_statistics` computes statistics of the full data set."""
 
     @configurable
     def __init__(self) -> None:
@@ -137,8 +137,8 @@ class Likelihood(Program):
         """
 
     @contextmanager
-    def calibrate(self) -> Iterator[None]:
-        """Context manager: accumulate calibration statistics of the rows scored inside."""
+    def collect_statistics(self) -> Iterator[None]:
+        """Context manager: accumulate statistics of the rows scored inside."""
         yield
 
     def notes(self) -> list[str]:

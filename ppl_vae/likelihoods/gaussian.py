@@ -112,7 +112,7 @@ class Gaussian(NormalLikelihood):
         loc, unit: mean and standard deviation of each column, (D,); None if outputs are in the
             units of x.
         share_at_floor: for ``"network"``, the share of entries with sigma at the floor, found by
-            :meth:`calibrate`.
+            :meth:`collect_statistics`.
     """
 
     share_at_floor: Tensor
@@ -124,7 +124,7 @@ class Gaussian(NormalLikelihood):
         super().__init__()
         self.kind = scale if isinstance(scale, str) else "fixed"
         self.floor, self.initial = floor, initial
-        self.needs_calibration = self.kind == "network"
+        self.has_data_statistics = self.kind == "network"
         if self.kind == "fixed":
             if not scale > 0:  # pyright: ignore[reportOperatorIssue]
                 known = ", ".join(map(repr, SCALES))
@@ -187,7 +187,7 @@ class Gaussian(NormalLikelihood):
         return self._density(outputs, self.scale, mask)
 
     @contextmanager
-    def calibrate(self) -> Iterator[None]:
+    def collect_statistics(self) -> Iterator[None]:
         """Context manager: find the share of entries with sigma at the floor, for
         ``"network"``."""
         if self.kind != "network":
@@ -247,7 +247,7 @@ class OptimalGaussian(NormalLikelihood):
     """
 
     kind = "optimal"
-    needs_calibration = True
+    has_data_statistics = True
 
     @configurable
     def __init__(self, *, floor: float = 1e-4) -> None:
@@ -290,7 +290,7 @@ class OptimalGaussian(NormalLikelihood):
         return (total / count).clamp(min=self.floor**2).sqrt()
 
     @contextmanager
-    def calibrate(self) -> Iterator[None]:
+    def collect_statistics(self) -> Iterator[None]:
         """Context manager: freeze the scale that is optimal for all rows scored inside."""
         with self._accumulate(self.scale.device) as mean:
             yield

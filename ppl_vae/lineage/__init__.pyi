@@ -1,4 +1,3 @@
-from .common import Stage as Stage
 from .names import STAGE_NAMES as STAGE_NAMES
 from .problem import LineageSettings as LineageSettings
 from .report_data import ReportData as ReportData
@@ -7,6 +6,7 @@ from .result import Lineage as Lineage
 from .run import run_lineage as run_lineage
 from .sparse_run import SparseLineage as SparseLineage
 from .sparse_run import run_sparse_lineage as run_sparse_lineage
+from .stage import Stage as Stage
 from .stages import STAGES as STAGES
 
 __all__ = [

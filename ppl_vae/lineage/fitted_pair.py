@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.data.transforms import Units
+from ppl_vae.data.units import Units
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood

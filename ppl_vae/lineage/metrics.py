@@ -15,18 +15,18 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
-from ppl_vae.data.transforms import Units
-from ppl_vae.evaluation.inference_gaps.ascent import Ascent
+from ppl_vae.data.units import Units
+from ppl_vae.evaluation.inference_gaps.bound_history import Ascent
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.result import Gaps
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.inference.svi.convergence import Convergence
-from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate, PosteriorSummary, paired_gain
 from ppl_vae.lineage.expected_loss import UNKNOWN, ExpectedLoss, expected_ppca_loss
 from ppl_vae.lineage.problem import ELBO_SAMPLES, LineageProblem
+from ppl_vae.lineage.stage import Stage
 from ppl_vae.lineage.stages import NONLINEAR, StageFit
 from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA

@@ -7,10 +7,10 @@ import torch
 
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
-from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate, PosteriorSummary, paired_gain
 from ppl_vae.lineage.metrics import EvaluationContext, StageMetrics, mean_estimate
 from ppl_vae.lineage.posterior_stages import PosteriorFit
+from ppl_vae.lineage.stage import Stage
 
 NO_EVIDENCE = MeanEstimate(math.nan, method="log p of the training rows is the evidence")
 NOT_COMPARED = MeanEstimate(math.nan, method="not yet compared")

@@ -15,14 +15,14 @@ from pyro import poutine
 
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.state import seeded
-from ppl_vae.data.transforms import Units
+from ppl_vae.data.units import Units
 from ppl_vae.inference.mcmc.invariants import mean_parameters
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.inference.variational_bayes.fit import fit_vb
-from ppl_vae.lineage.common import own_convergence
 from ppl_vae.lineage.problem import LineageProblem
+from ppl_vae.lineage.stage import own_convergence
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.ppca import PPCA
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.evaluation.inference_gaps.ascent import BoundMonitor
+from ppl_vae.evaluation.inference_gaps.bound_history import BoundMonitor
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.inference.svi.convergence import Convergence, fit_in_cycles
 from ppl_vae.inference.svi.progress import ProgressCallback
-from ppl_vae.lineage.common import StageProblem, SVISettings
+from ppl_vae.lineage.stage import StageProblem, SVISettings
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives.bounds import elbo
 

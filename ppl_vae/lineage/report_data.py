@@ -14,8 +14,8 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import threads
 from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.data.transforms import Units
-from ppl_vae.evaluation.inference_gaps.ascent import BoundSlice, bound_slice
+from ppl_vae.data.units import Units
+from ppl_vae.evaluation.inference_gaps.bound_history import BoundSlice, bound_slice
 from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum, spectrum
 from ppl_vae.evaluation.latent_space.traversal import (
@@ -29,12 +29,12 @@ from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
 from ppl_vae.evaluation.prediction.predictive_checks import PredictiveCheck
 from ppl_vae.guides.guides import ExactGuide
-from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.posterior_checks import posterior_check
 from ppl_vae.lineage.problem import LineageProblem, LineageSettings
 from ppl_vae.lineage.result import Lineage
+from ppl_vae.lineage.stage import StageProgress, no_progress
 from ppl_vae.lineage.stages import STAGES, StageFit
 from ppl_vae.models.ppca import PPCA
 

@@ -10,10 +10,11 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import UNSAVED
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
-from ppl_vae.data.transforms import Split, Units
+from ppl_vae.data.splits import Split
+from ppl_vae.data.units import Units
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
-from ppl_vae.lineage.common import StageTable
 from ppl_vae.lineage.metrics import StageMetrics
+from ppl_vae.lineage.stage import StageTable
 from ppl_vae.lineage.table import html_table, legend, text_table
 
 CLOSED_FORM = "closed-form"

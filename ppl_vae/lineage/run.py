@@ -26,13 +26,14 @@ from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_option, check_rows_observed
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlocks
-from ppl_vae.data.transforms import SCALES, Scaling, Split, Units, choose_scaling, split
-from ppl_vae.lineage.common import Stage, StageProgress, no_progress, select_stages
+from ppl_vae.data.splits import Split, split
+from ppl_vae.data.units import SCALES, Scaling, Units, choose_scaling
 from ppl_vae.lineage.metrics import EvaluationContext, Reference, has_parameters_per_row
 from ppl_vae.lineage.posterior_metrics import posterior_row
 from ppl_vae.lineage.posterior_stages import PosteriorFit, in_data_units
 from ppl_vae.lineage.problem import LineageProblem, LineageSettings
 from ppl_vae.lineage.result import CLOSED_FORM, Lineage
+from ppl_vae.lineage.stage import Stage, StageProgress, no_progress, select_stages
 from ppl_vae.lineage.stages import STAGES, StageFit, skipped_stages
 from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
@@ -76,7 +77,7 @@ def run_lineage(
         scale: ``"standardize"`` fits standardised columns, ``"none"`` columns with one common
             scale; ``"auto"`` standardises where the columns' standard deviations differ by more
             than a factor of ten and rows are not images, see
-            :func:`ppl_vae.data.transforms.choose_scaling`. Validation and test rows are scaled as
+            :func:`ppl_vae.data.units.choose_scaling`. Validation and test rows are scaled as
             the training rows are.
         image_shape: height and width, if rows are images.
         about: further entries for the result's ``about``, e.g. the name of the data as ``"data"``.

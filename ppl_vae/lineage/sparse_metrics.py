@@ -9,9 +9,9 @@ from torch import Tensor
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
-from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.metrics import has_parameters_per_row
 from ppl_vae.lineage.sparse_stages import SparseFit, SparseProblem
+from ppl_vae.lineage.stage import Stage
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.objectives.bounds import elbo
 

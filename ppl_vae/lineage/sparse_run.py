@@ -20,10 +20,10 @@ from ppl_vae.core.results import UNSAVED
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.data.transforms import split
-from ppl_vae.lineage.common import StageTable, select_stages
+from ppl_vae.data.splits import split
 from ppl_vae.lineage.sparse_metrics import CodeMetrics, SparseEvaluationContext, SparseRow
 from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_STAGES, SparseProblem, SparseSettings
+from ppl_vae.lineage.stage import StageTable, select_stages
 from ppl_vae.models.autoencoder import Autoencoder
 
 if TYPE_CHECKING:

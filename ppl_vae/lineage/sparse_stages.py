@@ -14,7 +14,7 @@ from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.sparse.dictionary import fit_dictionary
 from ppl_vae.inference.sparse.map_codes import best_codes
 from ppl_vae.likelihoods.gaussian import Gaussian
-from ppl_vae.lineage.common import Stage, StageProblem, SVISettings
+from ppl_vae.lineage.stage import Stage, StageProblem, SVISettings
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.networks.sparse_layers import LISTA, NormalizedColumns, SoftThreshold

@@ -9,20 +9,25 @@ import pyro.infer
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundMonitor, em_ascent, exact_bound
+from ppl_vae.evaluation.inference_gaps.bound_history import (
+    Ascent,
+    BoundMonitor,
+    em_ascent,
+    exact_bound,
+)
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, GaussianGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.likelihoods.gaussian import Gaussian
-from ppl_vae.lineage.common import Stage, own_convergence
 from ppl_vae.lineage.posterior_stages import (
     PosteriorFit,
     fit_by_sampling,
     fit_variational_bayes,
 )
 from ppl_vae.lineage.problem import LineageProblem
+from ppl_vae.lineage.stage import Stage, own_convergence
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ppl_vae.core.config import constructor_call
 from ppl_vae.core.errors import CheckpointError
-from ppl_vae.core.files import exclusive_folder, read_regular, write_whole
+from ppl_vae.core.files import exclusive_folder, read_regular, write_atomically
 from ppl_vae.core.program import Program
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
 from ppl_vae.models.stored_config import StoredConfig, constructor_to_json
@@ -74,8 +74,8 @@ def save(program: Program, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_folder(folder):
         try:
-            write_whole(folder / PENDING.format(config.sha256), data)
-            write_whole(folder / CONFIG, config.to_bytes())
+            write_atomically(folder / PENDING.format(config.sha256), data)
+            write_atomically(folder / CONFIG, config.to_bytes())
         finally:
             _complete(folder)
     return folder

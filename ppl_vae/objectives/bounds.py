@@ -25,8 +25,8 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.divided_rows import DividedRows
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
@@ -123,7 +123,7 @@ def elbo(
             whole = stack.enter_context(closed_after_use(observed, x))
         about, numbers = partial(describe_rows, whole), torch.arange(len(whole))
         settings = f"{num_samples=}, {global_kl=}"
-        rows = SharedRows.of("elbo", pair, about, numbers, seed, settings=settings)
+        rows = DividedRows.of("elbo", pair, about, numbers, seed, settings=settings)
         with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
             for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
                 run = objective._run(pair, batch)
@@ -281,8 +281,8 @@ class ELBO(_Objective):
         terms = self.terms_of(run)
         if self.free_bits and run.latent:
             cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
-            shared = terms.shared(self.beta).mean()
-            return terms.reconstruction.mean() - self.beta * cost + shared
+            global_part = terms.global_terms(self.beta).mean()
+            return terms.reconstruction.mean() - self.beta * cost + global_part
         value = terms.mean(self.beta)
         if draws is None:
             return value
@@ -296,14 +296,14 @@ class ELBO(_Objective):
     def _score(
         self, terms: ELBOTerms, run: PairTraces, draws: DetachedSamples
     ) -> Float[Tensor, ""]:
-        local, shared = terms.local(self.beta), terms.shared(self.beta)
+        local, of_theta = terms.local(self.beta), terms.global_terms(self.beta)
         leave_one_out = self.gradient == "score-loo"
         source = score_function(local, draws.log_q(run), leave_one_out=leave_one_out)
         if not run.global_latent:
-            return source + shared.mean()
+            return source + of_theta.mean()
         # The terms of all data depend on a draw of global variables.
-        every, log_q = local.mean(1) + shared, draws.global_log_q(run)
-        return source + score_function(shared, log_q, leave_one_out=leave_one_out, signal=every)
+        every, log_q = local.mean(1) + of_theta, draws.global_log_q(run)
+        return source + score_function(of_theta, log_q, leave_one_out=leave_one_out, signal=every)
 
 
 class IWAE(_Objective):

@@ -21,11 +21,11 @@ from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
     Site,
-    frames,
     global_sites,
     log_prob,
     masked,
     per_draw,
+    plates_of,
     sites,
 )
 
@@ -263,7 +263,7 @@ def site_kl_by_dimension(
     shape = site["fn"].batch_shape + site["fn"].event_shape
     kl = kl.expand(torch.broadcast_shapes(kl.shape, shape))
     kl = masked(kl, _over_event(site["mask"], event))
-    plates = frames(site)
+    plates = plates_of(site)
     averaged = [plates[n].dim - event for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
     return kl.mean([dim for dim in averaged if -dim <= kl.dim()]).flatten()
 

@@ -60,8 +60,8 @@ class DetachedSamples(Messenger):
     def global_log_q(self, run: PairTraces) -> Float[Tensor, "#S"]:
         """The guide's log density of all detached global draws, in nats; 0 without any."""
         found = global_sites(run.guide)
-        shared = [site for name, site in found.items() if name in self.detached]
-        return _total([per_draw(site, log_prob(site)) for site in shared], run, (1,))
+        of_globals = [site for name, site in found.items() if name in self.detached]
+        return _total([per_draw(site, log_prob(site)) for site in of_globals], run, (1,))
 
     def pathwise_surrogate(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """A scalar whose gradient is the part of ``total``'s that passes through the draws.

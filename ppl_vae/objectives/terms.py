@@ -46,19 +46,21 @@ class ELBOTerms:
             raise ValueError("the model observes nothing; pass its data on as obs=x")
         observed = [run.per_datum(site, log_prob(site)) for site in run.observed.values()]
         kl = kl_terms(run, closed=closed) or [torch.zeros_like(part) for part in observed]
-        shared = [s for s in global_sites(run.model).values() if s["is_observed"]]
+        global_observed = [s for s in global_sites(run.model).values() if s["is_observed"]]
         zero = observed[0].new_zeros(1)
         return cls(
             num_data=run.num_data,
             reconstruction=_total(observed),
             kl=_total(kl),
-            global_log_prob=_total([zero, *(per_draw(site, log_prob(site)) for site in shared)]),
+            global_log_prob=_total(
+                [zero, *(per_draw(site, log_prob(site)) for site in global_observed)]
+            ),
             global_kl=_total([zero, *global_kl_terms(run, closed=closed)]),
         )
 
     def mean(self, beta: float | Tensor = 1.0) -> Float[Tensor, ""]:
         """The ELBO in nats per datum, its KLs weighted by beta."""
-        return self.local(beta).mean() + self.shared(beta).mean()
+        return self.local(beta).mean() + self.global_terms(beta).mean()
 
     def local(self, beta: float | Tensor = 1.0) -> Float[Tensor, "#S B"]:
         """The terms of each datum, the KL weighted by beta."""
@@ -66,9 +68,9 @@ class ELBOTerms:
 
     def means(self, global_kl: bool) -> Float[Tensor, "#B"]:
         """The ELBO of each datum, with or without the terms of the global variables."""
-        return self.local().mean(0) + (self.shared().mean() if global_kl else 0.0)
+        return self.local().mean(0) + (self.global_terms().mean() if global_kl else 0.0)
 
-    def shared(self, beta: float | Tensor = 1.0) -> Float[Tensor, "#S"]:
+    def global_terms(self, beta: float | Tensor = 1.0) -> Float[Tensor, "#S"]:
         """The terms of the global variables per datum, the KL weighted by beta."""
         return (self.global_log_prob - beta * self.global_kl) / self.num_data
 
@@ -85,7 +87,8 @@ def check_whole(num_rows: int, num_data: int) -> int:
     """
     if num_rows != num_data:
         raise ValueError(
-            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
+            f"IWAE with global latent variables weighs draws of all {num_data} data points "
+            "jointly, and "
             f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
             "use ELBO(num_samples), which minibatches estimate without bias"
         )

@@ -3,8 +3,8 @@
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundSlice
-from ppl_vae.plots.drawing import BLUE, NATS, colour, legend_below, log_scale, new_axes, title
+from ppl_vae.evaluation.inference_gaps.bound_history import Ascent, BoundSlice
+from ppl_vae.plots.axes import BLUE, NATS, colour, legend_below, log_scale, new_axes, title
 
 NUM_ITERATIONS = 6
 """The number of iterations of EM that are shown by default."""
@@ -17,7 +17,7 @@ def plot_em(
 
     Args:
         ascent: the ascent of EM, from a row of the lineage.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         num_iterations: the number of iterations from the start to show.
     """
     ax = new_axes(ax)
@@ -37,7 +37,7 @@ def plot_svi(ascent: Ascent, ax: Axes | None = None) -> Axes:
 
     Args:
         ascent: the ascent of SVI, from a row of the lineage.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     part = ascent.at > 0
@@ -60,8 +60,8 @@ def plot_bound_slice(bounds: BoundSlice, ax: Axes | None = None) -> Axes:
     """Plot log p along a line through the parameters, with bounds tangent where q is exact.
 
     Args:
-        bounds: a result of :func:`ppl_vae.evaluation.inference_gaps.ascent.bound_slice`.
-        ax: the axes to draw on.
+        bounds: a result of :func:`ppl_vae.evaluation.inference_gaps.bound_history.bound_slice`.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     ax.plot(bounds.at, bounds.log_likelihood, color="black", lw=1.6, label="log p(x)")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from ppl_vae.core.validation import check_option
 from ppl_vae.evaluation.calibration.result import SimulationBasedCalibration
-from ppl_vae.plots.drawing import GREY, colour, legend_below, new_axes, title
+from ppl_vae.plots.axes import GREY, colour, legend_below, new_axes, title
 
 MAX_NAMED = 6
 """The number of quantities with a colour and a name; others are grey."""
@@ -29,7 +29,7 @@ def plot_rank_ecdf(
         result: the result of :func:`ppl_vae.simulation_based_calibration`.
         quantities: the names of the quantities to draw; by default all, with names of the six
             with the smallest p-values.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
 
     Raises:
         ValueError: if a quantity is not in the result.

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from ppl_vae.evaluation.latent_space.atoms import Atoms
 from ppl_vae.lineage.sparse_metrics import CodeMetrics
 from ppl_vae.lineage.sparse_run import SparseLineage
-from ppl_vae.plots.drawing import GREY, NATS, ORANGE, SIZE, legend_below, new_axes, title
+from ppl_vae.plots.axes import GREY, NATS, ORANGE, SIZE, legend_below, new_axes, title
 
 DICTIONARY_COLOUR, CODES_COLOUR = "#9a9a9a", ORANGE
 COLORMAP = "RdBu_r"
@@ -39,7 +39,7 @@ def plot_atoms(
 
     Args:
         atoms: a result of :func:`ppl_vae.evaluation.latent_space.atoms.atoms`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         image_shape: height and width of an atom; without it each is a row of a matrix.
         num_columns: the number of images in a row.
         heading: the title.
@@ -112,7 +112,7 @@ def plot_sparse_lineage(lineage: SparseLineage, ax: Axes | None = None) -> Axes:
 
     Args:
         lineage: a result of :func:`ppl_vae.lineage.run_sparse_lineage`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, sparse_lineage_size(lineage))
     fitted = [row for row in lineage.rows if row.fit is not None]

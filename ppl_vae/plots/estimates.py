@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE, Comparison
 from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
-from ppl_vae.plots.drawing import (
+from ppl_vae.plots.axes import (
     BLUE,
     NATS,
     SIZE,
@@ -29,7 +29,7 @@ def plot_tail_index(estimates: Mapping[str, LogLikelihood], ax: Axes | None = No
 
     Args:
         estimates: by model.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     for index, (name, estimate) in enumerate(estimates.items()):
@@ -55,7 +55,7 @@ def plot_convergence(estimates: Mapping[str, LogLikelihood], ax: Axes | None = N
 
     Args:
         estimates: by model.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     for index, (name, estimate) in enumerate(estimates.items()):
@@ -81,7 +81,7 @@ def plot_cross_check(
 
     Args:
         comparisons: the estimates ``"importance"`` and ``"annealed"``, by model.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     for index, (name, comparison) in enumerate(comparisons.items()):
@@ -119,7 +119,7 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
 
     Args:
         comparison: a result of :func:`ppl_vae.compare`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, comparison_size(comparison))
     at = np.arange(len(comparison.names))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ppl_vae.core.fit_result import FitResult
-from ppl_vae.plots.drawing import (
+from ppl_vae.plots.axes import (
     BLUE,
     CELL_HEIGHT,
     GREY,
@@ -31,7 +31,7 @@ def plot_history(fit: FitResult, ax: Axes | None = None) -> Axes:
 
     Args:
         fit: the result of the fit.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     curve = fit.curve()
@@ -67,18 +67,18 @@ def plot_loadings(
     Args:
         loadings: W, with one row per column of the data, in standard deviations of the columns.
         names: the names of the columns, (D,).
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, loadings_size(names))
     values = loadings.numpy(force=True)
     order = np.argsort(-np.abs(values).max(1), kind="stable")[:MAX_NAMED]
-    drawn = np.sort(order)
+    shown = np.sort(order)
     limit = max(float(np.abs(values).max()), 1e-12)
     colours = matplotlib.colormaps["RdBu_r"]
-    ax.imshow(values[drawn], colours, aspect="auto", vmin=-limit, vmax=limit)
+    ax.imshow(values[shown], colours, aspect="auto", vmin=-limit, vmax=limit)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_yticks(range(len(drawn)), axis_names(names, drawn.tolist()), fontsize=SMALL)
+    ax.set_yticks(range(len(shown)), axis_names(names, shown.tolist()), fontsize=SMALL)
     step = -(-values.shape[1] // 12)
     at = np.arange(0, values.shape[1], step)
     ax.set_xticks(at, [str(k + 1) for k in at])
@@ -86,8 +86,8 @@ def plot_loadings(
         "colour: standard deviations per unit of z,",
         f"{-limit:.2f} (blue) to {limit:.2f} (red)",
     ]
-    if len(drawn) < len(names):
-        notes.append(f"{len(drawn)} of {len(names)} columns, with the largest")
+    if len(shown) < len(names):
+        notes.append(f"{len(shown)} of {len(names)} columns, with the largest")
     ax.set_xlabel("\n".join(["latent dimension", *notes]))
     ax.set_ylabel("column")
     title(ax, "Loadings")
@@ -102,7 +102,7 @@ def plot_log_p(
     Args:
         log_p: in nats, finite.
         reliable: which estimates are reliable; None for exact values.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     values = log_p.numpy(force=True)

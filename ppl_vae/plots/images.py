@@ -3,11 +3,11 @@
 from matplotlib.axes import Axes
 
 from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.plots.drawing import (
+from ppl_vae.plots.axes import (
     draw_image_grid,
+    heatmap_notes,
     image_grid_size,
     new_axes,
-    table_notes,
     title,
 )
 
@@ -23,7 +23,7 @@ def plot_reconstructions(
 
     Args:
         image_grid: the data and the reconstructions, one row per model.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         heading: the title.
     """
     return _plot_grid(image_grid, ax, heading, "row of the data (the first is 0)")
@@ -34,7 +34,7 @@ def plot_denoised(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
 
     Args:
         image_grid: the data and the outputs, one row per denoiser.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     rows = "row of the held-out data (the first is 0)"
     return _plot_grid(image_grid, ax, "Held-out data, denoised", rows, "denoiser")
@@ -45,7 +45,7 @@ def plot_samples(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
 
     Args:
         image_grid: the draws.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     return _plot_grid(image_grid, ax, "Samples", "draw")
 
@@ -57,7 +57,7 @@ def plot_manifold(
 
     Args:
         image_grid: the means on a grid of the plane.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         heading: the title.
     """
     first, second = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
@@ -83,7 +83,7 @@ def _plot_grid(
     ax = new_axes(ax, image_grid_size(image_grid))
     draw_image_grid(image_grid, ax)
     if image_grid.image_shape is None:
-        notes = ["in each block, from left to right:", xlabel, *table_notes(image_grid)]
+        notes = ["in each block, from left to right:", xlabel, *heatmap_notes(image_grid)]
         ylabel = "column"
     else:
         notes = [xlabel]

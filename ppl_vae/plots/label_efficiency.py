@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vae.evaluation.prediction.label_efficiency import LabelEfficiency
-from ppl_vae.plots.drawing import BLUE, GREY, ORANGE, legend_below, new_axes, title
+from ppl_vae.plots.axes import BLUE, GREY, ORANGE, legend_below, new_axes, title
 
 TICK_LABELS = {"logistic regression": "logistic\nregression", "fine-tuned": "fine-\ntuned"}
 BASELINE = "scratch"
@@ -17,7 +17,7 @@ def plot_accuracy(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
 
     Args:
         found: a result of :func:`ppl_vae.evaluation.label_efficiency`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     at, percent = np.arange(len(found.methods)), 100 * found.accuracy.numpy(force=True)
@@ -40,7 +40,7 @@ def plot_accuracy_gain(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
 
     Args:
         found: a result of :func:`ppl_vae.evaluation.label_efficiency`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     others = [way for way in found.methods if way != BASELINE]

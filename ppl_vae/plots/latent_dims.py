@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ppl_vae.evaluation.evidence.latent_dims_result import LatentDims
-from ppl_vae.plots.drawing import BLUE, GREY, colour, legend_below, new_axes, title
+from ppl_vae.plots.axes import BLUE, GREY, colour, legend_below, new_axes, title
 
 LABELS = {
     "vb_bound": "bound of variational Bayes",
@@ -23,7 +23,7 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
 
     Args:
         result: the result of :func:`ppl_vae.evaluation.compare_latent_dims`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     at = np.arange(len(result.dims))

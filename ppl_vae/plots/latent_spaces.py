@@ -17,7 +17,7 @@ from ppl_vae.evaluation.latent_space.embeddings import Embedding, Embeddings
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpace, LatentSpaces
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum
 from ppl_vae.lineage.latent_means import LatentMeans
-from ppl_vae.plots.drawing import (
+from ppl_vae.plots.axes import (
     BLUE,
     GREY,
     NATS,
@@ -48,7 +48,7 @@ def plot_latent_space(
     Args:
         space: the latent space of a pair.
         labels: the class of each datum.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, PANEL_SIZE)
     scatter_by_class(ax, space.codes.numpy(force=True), labels)
@@ -79,7 +79,7 @@ def plot_embedding(
         found: the embedding of a pair.
         labels: the class of each datum.
         neighbours: the number of nearest neighbours.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, PANEL_SIZE)
     scatter_by_class(ax, found.codes.numpy(force=True), labels)
@@ -125,7 +125,7 @@ def plot_latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str =
 
     Args:
         means: the latent means of a pair with two latent dimensions.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         name: the name of the pair, for the title.
     """
     ax = new_axes(ax, MEANS_SIZE)
@@ -143,7 +143,7 @@ def plot_kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Ax
 
     Args:
         kl: by model, (K,) each, in nats per datum.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     for index, (name, values) in enumerate(kl.items()):
@@ -164,7 +164,7 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
 
     Args:
         spectrum: a result of :func:`ppl_vae.spectrum`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     values = spectrum.eigenvalues.numpy(force=True)

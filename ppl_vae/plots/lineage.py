@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from ppl_vae.core.validation import check_option
 from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.result import Lineage
-from ppl_vae.plots.drawing import (
+from ppl_vae.plots.axes import (
     BLUE,
     NATS,
     ORANGE,
@@ -48,7 +48,7 @@ def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
 
     Args:
         lineage: a result of :func:`ppl_vae.lineage.run.run_lineage`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, gaps_size(lineage))
     rows = _point_estimates(lineage)
@@ -91,11 +91,11 @@ def _error_bars(
     shortest = 2e-3 * max(float(ends.max()), 1e-3)
     for part, offset in ((1, -0.18), (2, 0.18)):
         error = errors[:, part - 1]
-        drawn = np.flatnonzero(error > shortest)
+        shown = np.flatnonzero(error > shortest)
         ax.errorbar(
-            ends[drawn, part],
-            drawn + offset,
-            xerr=error[drawn],
+            ends[shown, part],
+            shown + offset,
+            xerr=error[shown],
             fmt="none",
             ecolor="black",
             elinewidth=1.1,
@@ -114,7 +114,7 @@ def plot_objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "
 
     Args:
         lineage: a result of :func:`ppl_vae.lineage.run.run_lineage`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         against: ``"steps"`` (iterations of EM, steps of SVI) or ``"seconds"``.
 
     Raises:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ppl_vae.evaluation.prediction.predictive_checks import EXTREME, PredictiveCheck
-from ppl_vae.plots.drawing import BLUE, GREY, ORANGE, SIZE, legend_below, new_axes, title
+from ppl_vae.plots.axes import BLUE, GREY, ORANGE, SIZE, legend_below, new_axes, title
 
 CHECK_SIZE = (SIZE[0], 4.6)
 INTERVAL = (0.05, 0.95)
@@ -27,7 +27,7 @@ def plot_covariance_check(check: PredictiveCheck, ax: Axes | None = None) -> Axe
         check: the check of
             :func:`~ppl_vae.evaluation.prediction.predictive_checks.predictive_check`, with the
             statistic ``"covariance"``.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
 
     Raises:
         ValueError: if the check is of another statistic.

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ppl_vae.plots.drawing import GREY, SIZE, colour, legend_below, new_axes, title
+from ppl_vae.plots.axes import GREY, SIZE, colour, legend_below, new_axes, title
 
 NUM_COLOURED = 5
 """The number of topics with a colour; the others are grey."""
@@ -26,7 +26,7 @@ def plot_topic_interpolation(
             one.
         words: some words of each topic, for the legend.
         ends: the names of the two documents.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax, (SIZE[0], 4.6))
     order: list[int] = shares.amax(0).argsort(descending=True)[:NUM_COLOURED].tolist()

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 
 from ppl_vae.evaluation.latent_space.vae_limit import VAELimit
-from ppl_vae.plots.drawing import BLUE, NATS, ORANGE, legend_below, log_scale, new_axes, title
+from ppl_vae.plots.axes import BLUE, NATS, ORANGE, legend_below, log_scale, new_axes, title
 
 
 def plot_vae_limit(limit: VAELimit, ax: Axes | None = None) -> Axes:
@@ -13,7 +13,7 @@ def plot_vae_limit(limit: VAELimit, ax: Axes | None = None) -> Axes:
 
     Args:
         limit: a result of :func:`ppl_vae.evaluation.vae_limit`.
-        ax: the axes to draw on.
+        ax: the axes to plot on.
     """
     ax = new_axes(ax)
     code = limit.autoencoder - limit.autoencoder_reconstruction

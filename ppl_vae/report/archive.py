@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.core.files import whole_file, write_synced, write_whole
+from ppl_vae.core.files import atomic_file, write_atomically, write_synced
 from ppl_vae.interop.arviz import lineage_to_arviz, write_netcdf
 from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.result import Lineage
@@ -41,7 +41,7 @@ def write_results(
     """
     path = folder / RESULTS
     text = json.dumps(results(lineage, data), indent=1, allow_nan=False)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         write_synced(partial, text.encode() + b"\n")
         if new_run and path.exists():
             _remove_report(folder)
@@ -79,10 +79,10 @@ def write_report(folder: Path, lineage: Lineage, data: ReportData) -> list[Path]
     Returns:
         the path of the page and the folder of the figures.
     """
-    drawn = [(figure, figure.png()) for figure in report_figures(lineage, data)]
-    for figure, png in drawn:
-        write_whole(folder / FIGURES / f"{figure.name}.png", png)
-    write_whole(folder / PAGE, render_page(lineage, data, drawn).encode())
+    rendered = [(figure, figure.png()) for figure in report_figures(lineage, data)]
+    for figure, png in rendered:
+        write_atomically(folder / FIGURES / f"{figure.name}.png", png)
+    write_atomically(folder / PAGE, render_page(lineage, data, rendered).encode())
     return [folder / PAGE, folder / FIGURES]
 
 

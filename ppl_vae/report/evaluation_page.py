@@ -7,7 +7,7 @@ from ppl_vae.core.text import counted
 from ppl_vae.evaluation.latent_space.collapse_result import Collapse
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.fitted.evaluation import Evaluation
-from ppl_vae.plots.drawing import SIZE
+from ppl_vae.plots.axes import SIZE
 from ppl_vae.plots.estimates import plot_convergence, plot_cross_check, plot_tail_index
 from ppl_vae.plots.fits import plot_log_p
 from ppl_vae.plots.latent_spaces import plot_kl_by_dimension

@@ -11,13 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.evaluation.inference_gaps.ascent import Ascent
+from ppl_vae.evaluation.inference_gaps.bound_history import Ascent
 from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
 from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.table import is_compiled
+from ppl_vae.plots.axes import SIZE, image_grid_size
 from ppl_vae.plots.bounds import plot_bound_slice, plot_em, plot_svi
-from ppl_vae.plots.drawing import SIZE, image_grid_size
 from ppl_vae.plots.estimates import (
     comparison_size,
     plot_comparison,
@@ -55,7 +55,7 @@ class ReportFigure:
         name: the name of its file.
         caption: what it shows, and how to read it.
         size: width and height in inches.
-        plot: draws it on axes.
+        plot: plots it on axes.
         group: the heading under which it is placed.
     """
 
@@ -65,8 +65,8 @@ class ReportFigure:
     plot: Callable[[Axes], Axes]
     group: str
 
-    def draw(self) -> Figure:
-        """The figure, drawn."""
+    def render(self) -> Figure:
+        """The figure with its plot."""
         figure = Figure(figsize=self.size, layout="constrained")
         FigureCanvasAgg(figure)
         self.plot(figure.add_subplot())
@@ -75,7 +75,7 @@ class ReportFigure:
     def png(self) -> bytes:
         """The figure as the content of a PNG file."""
         target = io.BytesIO()
-        self.draw().savefig(target, dpi=DOTS_PER_INCH)
+        self.render().savefig(target, dpi=DOTS_PER_INCH)
         return target.getvalue()
 
 

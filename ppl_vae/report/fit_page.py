@@ -10,12 +10,12 @@ import torch
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.image_grid import ImageGrid
+from ppl_vae.fitted.metadata import FitMetadata
 from ppl_vae.fitted.model import FittedModel, observed_rows
 from ppl_vae.fitted.model_card import LIMITS, model_title
-from ppl_vae.fitted.record import FitRecord
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.plots.drawing import SIZE, image_grid_size
+from ppl_vae.plots.axes import SIZE, image_grid_size
 from ppl_vae.plots.fits import loadings_size, plot_history, plot_loadings
 from ppl_vae.plots.images import plot_reconstructions, plot_samples
 from ppl_vae.plots.latent_spaces import MEANS_SIZE, plot_latent_means
@@ -28,8 +28,8 @@ MAX_POINTS = 5000
 """The largest number of rows whose codes are drawn."""
 MAX_COLUMNS = 40
 """The largest number of columns whose units are listed."""
-NO_RECORD = (
-    "The folder holds a program without the record of its fit, which ppl-vae fit writes: how it "
+NO_METADATA = (
+    "The folder holds a program without the metadata of its fit, which ppl-vae fit writes: how it "
     "was fitted, and log p of held-out rows, are not known. It is applied in its own units."
 )
 DATA, FIT = "Rows of the model and of the data", "The fit"
@@ -46,36 +46,38 @@ def fit_page(fitted: FittedModel, table: Table | None = None, *, seed: int = 0) 
     Raises:
         ValueError: if the columns of the table are not those of the model.
     """
-    record, width = fitted.record, counted(fitted.data_dim, "column")
+    metadata, width = fitted.metadata, counted(fitted.data_dim, "column")
     return Page(
-        title=fitted.describe() if record is None else model_title(fitted),
-        subtitle=width if record is None else f"{width}, {_rows(record)}",
-        verdict=[NO_RECORD] if record is None else [*_verdict(record)],
+        title=fitted.describe() if metadata is None else model_title(fitted),
+        subtitle=width if metadata is None else f"{width}, {_rows(metadata)}",
+        verdict=[NO_METADATA] if metadata is None else [*_verdict(metadata)],
         tables=[_columns(fitted)],
         figures=[
-            *(() if record is None else _figures_of_fit(record)),
+            *(() if metadata is None else _figures_of_fit(metadata)),
             *_figures_of_model(fitted, seed),
             *_figures_of_rows(fitted, table),
         ],
-        run=[("model", fitted.describe())] if record is None else _run(fitted, record),
-        notes=() if record is None else record.notes,
+        run=[("model", fitted.describe())] if metadata is None else _run(fitted, metadata),
+        notes=() if metadata is None else metadata.notes,
     )
 
 
-def _rows(record: FitRecord) -> str:
-    train, val, held_out = map(len, (record.train_rows, record.val_rows, record.held_out_rows))
+def _rows(metadata: FitMetadata) -> str:
+    train, val, held_out = map(
+        len, (metadata.train_rows, metadata.val_rows, metadata.held_out_rows)
+    )
     stopping = f", {val} for early stopping" if val else ""
     return f"{counted(train, 'row')} fitted{stopping}, {held_out} held out"
 
 
-def _verdict(record: FitRecord) -> Iterator[str]:
-    held_out = str(record.held_out or "no rows were held out, so log p of new rows is not known")
+def _verdict(metadata: FitMetadata) -> Iterator[str]:
+    held_out = str(metadata.held_out or "no rows were held out, so log p of new rows is not known")
     yield f"{held_out[0].upper()}{held_out[1:]}."
-    history = record.history
+    history = metadata.history
     yield f"{history.algorithm}: {counted(history.steps, 'step')}, {history.stopped}."
     if history.converged is False:
         yield "The fit did not meet its tolerance."
-    yield LIMITS.get(record.model, "")
+    yield LIMITS.get(metadata.model, "")
 
 
 def _columns(
@@ -97,19 +99,19 @@ def _columns(
     legend = "The model is applied to (x - shift) / scale; results are in the units of the table."
     if len(rows) > MAX_COLUMNS:
         legend += f" The first {MAX_COLUMNS} of {len(rows)} columns are listed."
-        if fitted.record is not None:
+        if fitted.metadata is not None:
             legend += " fit.json in the model's folder has the units of all."
     return "Columns", header, rows[:MAX_COLUMNS], legend
 
 
-def _figures_of_fit(record: FitRecord) -> Iterator[ReportFigure]:
-    if bool(record.history.objective.isfinite().all()) and record.history.steps > 1:
+def _figures_of_fit(metadata: FitMetadata) -> Iterator[ReportFigure]:
+    if bool(metadata.history.objective.isfinite().all()) and metadata.history.steps > 1:
         yield ReportFigure(
             "objective",
             "The objective during the fit, in the units of the table. "
-            f"{_execution(record.history.execution)}",
+            f"{_execution(metadata.history.execution)}",
             SIZE,
-            partial(plot_history, record.history),
+            partial(plot_history, metadata.history),
             FIT,
         )
 
@@ -150,7 +152,7 @@ def _grid(
     # Two rows with the mean and the standard deviation of the fitted ones, for the scale.
     units = fitted.units
     ends = torch.stack([units.loc - units.scale, units.loc + units.scale])
-    shape = None if fitted.record is None else fitted.record.image_shape
+    shape = None if fitted.metadata is None else fitted.metadata.image_shape
     image_shape = None if shape is None else (shape[0], shape[1])
     reference = ends if image_shape is None else values.flatten(0, 1)
     return ImageGrid.of(values, rows, columns, reference, image_shape, fitted.columns)
@@ -189,16 +191,16 @@ def _figures_of_rows(fitted: FittedModel, table: Table | None) -> Iterator[Repor
     )
 
 
-def _run(fitted: FittedModel, record: FitRecord) -> list[tuple[str, str]]:
-    settings: Mapping[str, Any] = record.settings
-    history = record.history
+def _run(fitted: FittedModel, metadata: FitMetadata) -> list[tuple[str, str]]:
+    settings: Mapping[str, Any] = metadata.settings
+    history = metadata.history
     return [
         ("model", fitted.describe()),
-        ("data", record.table),
-        ("rows", _rows(record)),
+        ("data", metadata.table),
+        ("rows", _rows(metadata)),
         ("settings", ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in settings.items())),
-        ("scaling", record.scaling),
+        ("scaling", metadata.scaling),
         ("seconds", f"{history.seconds:.2f}; {history.execution or 'exact'}"),
-        ("date", record.date),
-        ("versions", ", ".join(f"{name} {value}" for name, value in record.versions.items())),
+        ("date", metadata.date),
+        ("versions", ", ".join(f"{name} {value}" for name, value in metadata.versions.items())),
     ]

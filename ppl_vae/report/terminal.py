@@ -32,7 +32,7 @@ class Display:
     """The growing table and, below it, the progress of the current stage; only on a terminal.
 
     Args:
-        console: the console to draw on.
+        console: the console to write to.
         names: the names of the requested stages.
     """
 
@@ -47,7 +47,7 @@ class Display:
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("", total=None, remaining="")
         self._description = self._stage = ""
-        self._lock = threading.Lock()  # the display is drawn in a separate thread
+        self._lock = threading.Lock()  # a separate thread updates the display
 
     @contextmanager
     def live(self, *, table: bool) -> Iterator[None]:
@@ -55,9 +55,9 @@ class Display:
         if not self.console.is_terminal:
             yield
             return
-        draw: Callable[[], RenderableType] = self._with_table if table else self._only_progress
+        render: Callable[[], RenderableType] = self._with_table if table else self._only_progress
         display = Live(
-            console=self.console, transient=True, auto_refresh=False, get_renderable=draw
+            console=self.console, transient=True, auto_refresh=False, get_renderable=render
         )
         with display as live, _refreshed(live):
             yield
@@ -67,7 +67,7 @@ class Display:
         self.lineage = lineage
 
     def update(self, stage: str, phase: str, step: int, num_steps: int) -> None:
-        """Update the progress of a stage, see :class:`ppl_vae.lineage.common.StageProgress`."""
+        """Update the progress of a stage, see :class:`ppl_vae.lineage.stage.StageProgress`."""
         number = self.names.index(stage) + 1 if stage in self.names else None
         place = f"stage {number} of {len(self.names)}, " if number else ""
         if stage != self._stage and not self.console.is_terminal:

@@ -3,7 +3,7 @@
 import torch
 
 from ppl_vae import VAE, digits, fit_svi, log_likelihood
-from ppl_vae.data.transforms import split
+from ppl_vae.data.splits import split
 
 
 def nats(device, steps):

@@ -25,7 +25,7 @@ from killed import forked, replaced
 from ppl_vae.cli.main import main
 from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table
-from ppl_vae.fitted.folder import CHECKPOINT, RECORD, RUN, UNFINISHED, load_fitted, save_fitted
+from ppl_vae.fitted.folder import CHECKPOINT, METADATA, RUN, UNFINISHED, load_fitted, save_fitted
 from ppl_vae.fitted.settings import FitSettings, Run
 from ppl_vae.inference.svi.checkpoints.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi
@@ -158,7 +158,7 @@ OWN = {
         "a header of 2^40": lambda d: header_of(2**40),
         "no tensors": lambda d: header_of(2),
     },
-    RECORD: {
+    METADATA: {
         "scale": lambda d: edited_json(d, ("scale",), [0.0, 1.0, 1.0, 1.0]),
         "loc": lambda d: edited_json(d, ("loc",), [1e999] * 4),
         "width": lambda d: edited_json(d, ("columns",), ["a"]),
@@ -254,13 +254,13 @@ def continued(folder):
 
 READERS = {
     "load": ((CONFIG, WEIGHTS), lambda folder: lambda: ppl_vae.load(folder)),
-    "load_fitted": ((CONFIG, WEIGHTS, RECORD), lambda folder: lambda: load_fitted(folder)),
+    "load_fitted": ((CONFIG, WEIGHTS, METADATA), lambda folder: lambda: load_fitted(folder)),
     "fit_svi": ((OF_PYTHON,), lambda folder: lambda: continued(folder)),
     "score": (
-        (CONFIG, WEIGHTS, RECORD),
+        (CONFIG, WEIGHTS, METADATA),
         lambda folder: command("score", folder, folder.parent / "x.csv"),
     ),
-    "sample": ((CONFIG, WEIGHTS, RECORD), lambda folder: command("sample", folder, "-n", 3)),
+    "sample": ((CONFIG, WEIGHTS, METADATA), lambda folder: command("sample", folder, "-n", 3)),
     "fit --config": (
         (RUN,),
         lambda folder: command("fit", "--config", folder / RUN, "--out", folder.parent / "new"),
@@ -303,7 +303,7 @@ def limited(work):
 
 def changes():
     """Every change of a file, by the names of the file and of the change."""
-    for name in (CONFIG, WEIGHTS, RECORD, RUN, UNFINISHED, CHECKPOINT, OF_PYTHON):
+    for name in (CONFIG, WEIGHTS, METADATA, RUN, UNFINISHED, CHECKPOINT, OF_PYTHON):
         like = {UNFINISHED: RUN, OF_PYTHON: CHECKPOINT}.get(name, name)
         for change, function in (ANY | OWN[like]).items():
             if like == RUN and change == "half":
@@ -316,7 +316,7 @@ def changes():
 
 
 HARMLESS = {
-    *((name, "last byte") for name in (CONFIG, RECORD, RUN, UNFINISHED)),  # a line end
+    *((name, "last byte") for name in (CONFIG, METADATA, RUN, UNFINISHED)),  # a line end
     (CONFIG, "no likelihood"),  # the default
     *((name, "steps") for name in (OF_PYTHON, CHECKPOINT)),  # a longer fit
 }

@@ -271,14 +271,14 @@ def timed(work):
 
 
 def model_bytes(folder):
-    """What two equal fits have in common: the parameters, and the record without its times."""
-    record = json.loads((folder / "fit.json").read_text())
+    """What two equal fits have in common: the parameters, and the metadata without its times."""
+    metadata = json.loads((folder / "fit.json").read_text())
     for name in ("checksum", "date", "history", "notes"):
         del record[name]
-    history = load_fitted(folder).record.history
+    history = load_fitted(folder).metadata.history
     program = (folder / "model.safetensors").read_bytes()
     validation = () if history.validation is None else history.validation.tolist()
-    return program, record, history.objective.tolist(), validation
+    return program, metadata, history.objective.tolist(), validation
 
 
 FITS = {

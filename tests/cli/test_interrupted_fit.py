@@ -154,9 +154,9 @@ def test_an_interrupted_fit_is_resumed_to_the_same_result(number, status, table,
     assert whole.returncode == 0, whole.stderr
     one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("m", "whole"))
     assert one == two
-    records = [load_fitted(tmp_path / name).record for name in ("m", "whole")]
-    assert records[0].history.objective.tolist() == records[1].history.objective.tolist()
-    assert records[0].held_out == records[1].held_out
+    found = [load_fitted(tmp_path / name).metadata for name in ("m", "whole")]
+    assert found[0].history.objective.tolist() == found[1].history.objective.tolist()
+    assert found[0].held_out == found[1].held_out
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_a_killed_fit_leaves_the_model_that_was_there(table, tmp_path):
     process.kill()
     process.communicate()
     assert (out / "model.safetensors").read_bytes() == before
-    assert load_fitted(out).record.model == "ppca"
+    assert load_fitted(out).metadata.model == "ppca"
     assert Run.read(out / "run.toml").settings["model"] == "ppca"
 
 

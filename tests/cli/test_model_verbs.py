@@ -163,8 +163,8 @@ def test_a_model_of_another_version_is_named_with_the_way_out(
 ):
     model = tmp_path / "model"
     shutil.copytree(folder / "ppca", model)
-    record = json.loads((model / "fit.json").read_text())
-    (model / "fit.json").write_text(json.dumps(record | {"format": 1}))
+    metadata = json.loads((model / "fit.json").read_text())
+    (model / "fit.json").write_text(json.dumps(metadata | {"format": 1}))
     error = failing(monkeypatch, capsys, "score", model, folder / "mine.csv")
     assert "fit.json was written by another version" in error and "ppl-vae fit --config" in error
 
@@ -206,17 +206,17 @@ def test_the_folder_has_what_later_work_needs(folder):
     names = {path.name for path in (folder / "ppca").iterdir()}
     assert names >= {"config.json", "model.safetensors", "fit.json", "run.toml", "README.md"}
     assert isinstance(ppl_vae.load(folder / "ppca"), ppl_vae.PPCA)
-    record = load_fitted(folder / "ppca").record
-    rows = record.train_rows + record.val_rows + record.held_out_rows
-    assert sorted(rows) == [*range(60)] and len(record.held_out_rows) == 12
-    assert record.columns == tuple(NAMES) and record.versions["ppl_vae"] == ppl_vae.__version__
+    metadata = load_fitted(folder / "ppca").metadata
+    rows = metadata.train_rows + metadata.val_rows + metadata.held_out_rows
+    assert sorted(rows) == [*range(60)] and len(metadata.held_out_rows) == 12
+    assert metadata.columns == tuple(NAMES) and metadata.versions["ppl_vae"] == ppl_vae.__version__
     scored = json.loads(
         run("score", folder / "ppca", folder / "mine.csv", "--held-out", "--json").stdout
     )
-    assert scored["mean"] == pytest.approx(record.held_out.value, abs=1e-10)
+    assert scored["mean"] == pytest.approx(metadata.held_out.value, abs=1e-10)
     card = (folder / "ppca" / "README.md").read_text()
-    assert f"{record.held_out.value:.4f}" in card and "`hemp`" in card and "Limits" in card
-    assert isinstance(record, Result) and record.settings["latent_dim"] == 2
+    assert f"{metadata.held_out.value:.4f}" in card and "`hemp`" in card and "Limits" in card
+    assert isinstance(metadata, Result) and metadata.settings["latent_dim"] == 2
 
 
 def test_a_configuration_repeats_the_fit(folder, tmp_path):
@@ -224,7 +224,7 @@ def test_a_configuration_repeats_the_fit(folder, tmp_path):
     for name in ("model.safetensors",):
         assert (tmp_path / "again" / name).read_bytes() == (folder / "vae" / name).read_bytes()
     run("fit", "--config", folder / "ppca" / "run.toml", "--out", tmp_path / "b", "--seed", 5)
-    assert load_fitted(tmp_path / "b").record.settings["seed"] == 5
+    assert load_fitted(tmp_path / "b").metadata.settings["seed"] == 5
     assert load_fitted(tmp_path / "b").latent_dim == 2
 
 
@@ -233,12 +233,13 @@ def test_models_are_compared_on_rows_that_no_fit_used(folder, tmp_path):
     paths = [folder / "ppca", folder / "vae", folder / "mine.csv"]
     found = run("compare", *paths, "--held-out", "--out", out, "--draws", 300, "--refine", 0)
     assert (
-        "held-out log p of 12 data" in found.stdout and "differences to the best" in found.stdout
+        "held-out log p of 12 data points" in found.stdout
+        and "differences to the best" in found.stdout
     )
     table = pd.read_csv(out, index_col="model")
     assert set(table.index) == {"ppca", "vae"}
-    record = load_fitted(folder / "ppca").record
-    assert table["mean"]["ppca"] == pytest.approx(record.held_out.value, abs=1e-10)
+    metadata = load_fitted(folder / "ppca").metadata
+    assert table["mean"]["ppca"] == pytest.approx(metadata.held_out.value, abs=1e-10)
     shown = run("compare", *paths, "--json", "--draws", 300, "--refine", 0)
     assert len(json.loads(shown.stdout)["pointwise"][0]) == 60
     assert "which log p is too high; --held-out" in shown.stderr
@@ -269,8 +270,8 @@ def test_evaluations_are_in_the_units_of_the_table(folder, tmp_path):
     out = tmp_path / "evaluation.json"
     run("evaluate", folder / "ppca", folder / "mine.csv", "--held-out", "--out", out)
     content = json.loads(out.read_text())
-    record = load_fitted(folder / "ppca").record
-    assert np.mean(content["log_likelihood"]["value"]) == pytest.approx(record.held_out.value)
+    metadata = load_fitted(folder / "ppca").metadata
+    assert np.mean(content["log_likelihood"]["value"]) == pytest.approx(metadata.held_out.value)
     assert content["gaps"]["elbo"] == pytest.approx(content["log_likelihood"]["value"])
     page = tmp_path / "evaluation.html"
     run("report", out, "--out", page)
@@ -281,8 +282,8 @@ def test_the_page_of_a_fit(folder, tmp_path):
     page = tmp_path / "report.html"
     run("report", folder / "ppca", folder / "mine.csv", "--out", page)
     text = page.read_text()
-    record = load_fitted(folder / "ppca").record
-    assert f"{record.held_out.value:.4f}" in text
+    metadata = load_fitted(folder / "ppca").metadata
+    assert f"{metadata.held_out.value:.4f}" in text
     for part in ("hemp", "Loadings", "reconstructions", 'id="samples"', "not fitted"):
         assert part in text or part.lower() in text, part
     assert not re.search(r'(src|href)="https?:', text)

@@ -151,7 +151,7 @@ def check(seed, folder):
     with mpmath.workdps(DIGITS):
         dense = Dense(fitted)
         if dense.condition() > LARGEST_CONDITION:
-            assert "too ill-conditioned for float64" in " ".join(fitted.record.notes)
+            assert "too ill-conditioned for float64" in " ".join(fitted.metadata.notes)
             return True
         scores, filled = folder / "s.csv", folder / "f.csv"
         assert run("score", model, table.path, "--out", scores)

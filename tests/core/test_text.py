@@ -12,7 +12,7 @@ from ppl_vae.core.text import counted, short_number
     ("number", "noun", "text"),
     [
         (1, "datum", "1 datum"),
-        (0, "datum", "0 data"),
+        (0, "axis", "0 axes"),
         (2, "held-out row", "2 held-out rows"),
         (3, "missing entry", "3 missing entries"),
         (2, "axis", "2 axes"),

@@ -9,7 +9,9 @@ from sklearn.datasets import load_digits
 
 import oracles
 from ppl_vae import PPCA, fit_closed_form
-from ppl_vae.data.transforms import Split, Units, digits, split
+from ppl_vae.data.handwritten_digits import digits
+from ppl_vae.data.splits import Split, split
+from ppl_vae.data.units import Units
 
 
 def test_digits_are_sixteenths():

@@ -18,8 +18,8 @@ from torchvision import datasets
 import oracles
 import ppl_vae
 from ppl_vae import PPCA, fit_closed_form
+from ppl_vae.data.grey_values import Dequantization, binarize
 from ppl_vae.data.images import MD5, SHA256, cache_folder, image_set
-from ppl_vae.data.transforms import Dequantization, binarize
 
 SHAPE = (4, 3)
 COUNTS = {"train": 7, "t10k": 5}

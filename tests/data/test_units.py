@@ -15,7 +15,7 @@ import oracles
 from ppl_vae import PPCA, VAE, fit_closed_form, fit_em, run_lineage
 from ppl_vae.cli.main import app
 from ppl_vae.data.sources.row_blocks import RowBlocks
-from ppl_vae.data.transforms import Units, choose_scaling
+from ppl_vae.data.units import Units, choose_scaling
 from ppl_vae.interop.arviz import lineage_to_arviz
 from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.table import legend

@@ -76,7 +76,9 @@ def test_outputs_are_compared_line_by_line_and_number_by_number():
     assert masked("log p  -7.73 \u00b1 0.1, 5 rows\n") == masked(
         "log p 12.1 \u00b1 1e-05, 1,797 rows\n"
     )
-    assert masked("reliable for all 20 data") != masked("NOT reliable for 3 of 20 data")
+    assert masked("reliable for all 20 data points") != masked(
+        "NOT reliable for 3 of 20 data points"
+    )
     assert agrees("1,797", "1,798") and agrees("-3.27", "-3.28") and agrees("1e-09", "2e-09")
     assert not agrees("0.47", "0.55") and not agrees("31", "44") and not agrees("-1.0", "1.0")
     assert differing_lines("a 1\nb 0.30\n", "a 1\nb 0.35\n") == [("b 0.30", "b 0.35")]

@@ -20,7 +20,7 @@ from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table, split_rows
 from ppl_vae.fitted.folder import (
     CARD,
-    RECORD,
+    METADATA,
     RUN,
     digest_program,
     load_fitted,
@@ -47,7 +47,7 @@ def test_a_folder_gives_back_what_was_saved(fitted, tmp_path):
     save_fitted(fitted, tmp_path)
     found = load_fitted(tmp_path)
     assert digest_program(found.program) == digest_program(fitted.program)
-    before, after = fitted.record.to_dict(), found.record.to_dict()
+    before, after = fitted.metadata.to_dict(), found.metadata.to_dict()
     assert before | {"program_digest": ""} == after | {"program_digest": ""}
     values = table(seed=1).values
     for name in ("reconstruct", "sample"):
@@ -63,8 +63,8 @@ def test_a_folder_that_save_changed_later_is_refused(fitted, tmp_path):
     ppl_vae.save(ppl_vae.PPCA(4, 2, seed=0), tmp_path)
     with pytest.raises(ValueError, match="describes another model than the one in the folder"):
         load_fitted(tmp_path)
-    (tmp_path / RECORD).unlink()
-    assert load_fitted(tmp_path).record is None
+    (tmp_path / METADATA).unlink()
+    assert load_fitted(tmp_path).metadata is None
 
 
 def damaged(content, rng):
@@ -92,25 +92,25 @@ def resealed(content):
 
 def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
     save_fitted(fitted, tmp_path)
-    text, rng = (tmp_path / RECORD).read_text(), random.Random(0)
+    text, rng = (tmp_path / METADATA).read_text(), random.Random(0)
     assert json.loads(resealed(json.loads(text))) == json.loads(text)
     refused = 0
     for _ in range(200):
-        (tmp_path / RECORD).write_text(resealed(damaged(json.loads(text), rng)))
+        (tmp_path / METADATA).write_text(resealed(damaged(json.loads(text), rng)))
         try:
             model = load_fitted(tmp_path)
         except ValueError as error:
-            assert RECORD in str(error)
+            assert METADATA in str(error)
             refused += 1
         else:
             assert model.log_likelihood(table().values).value.isfinite().all()
     assert refused > 20
     other = text.replace("0.", "1.", 1)
-    (tmp_path / RECORD).write_text(other)
+    (tmp_path / METADATA).write_text(other)
     with pytest.raises(ValueError, match=r"fit\.json is damaged: its content is not what was"):
         load_fitted(tmp_path)
     for cut in (0, 1, len(text) // 2, len(text) - 3):
-        (tmp_path / RECORD).write_text(text[:cut])
+        (tmp_path / METADATA).write_text(text[:cut])
         with pytest.raises(ValueError, match="is damaged"):
             load_fitted(tmp_path)
 
@@ -139,9 +139,9 @@ def whole_place(folder, models, contents):
     model = load_fitted(folder)
     digests = [digest_program(other.program) for other in models]
     place = digests.index(digest_program(model.program))
-    assert model.record.settings["latent_dim"] == place + 1
+    assert model.metadata.settings["latent_dim"] == place + 1
     found = files_of(folder)
-    assert all(found[name] == contents[place][name] for name in (CARD, RUN, RECORD, CONFIG))
+    assert all(found[name] == contents[place][name] for name in (CARD, RUN, METADATA, CONFIG))
     # What a killed process was writing has names of its own, which the next save removes.
     others = found.keys() - contents[0].keys()
     assert all(".new." in n or n.endswith(".partial") or n.startswith("model-") for n in others)
@@ -185,7 +185,7 @@ def test_kills_in_succession_lose_nothing(saved, tmp_path):
 def test_a_failure_while_saving_leaves_the_old_model(saved, tmp_path, monkeypatch):
     (old, new), contents = saved
     save_fitted(old, tmp_path / "m")
-    for failing in ("save", "write_whole"):
+    for failing in ("save", "write_atomically"):
         with monkeypatch.context() as patch:
 
             def fail(*arguments):
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_is_read_between_two_states(saved, tmp_p
 
         patch.setattr("ppl_vae.fitted.folder._rename_new", fail)
         killed = completed(lambda: save_fitted(new, out))
-        assert killed and load_fitted(out).record.settings["latent_dim"] == 2
+        assert killed and load_fitted(out).metadata.settings["latent_dim"] == 2
     assert whole_place(out, *saved) == 1
 
 
@@ -224,7 +224,7 @@ def test_a_reader_beside_a_writer_finds_one_of_the_models(saved, tmp_path):
     pid, found = forked(write), []
     while not os.waitpid(pid, os.WNOHANG)[0]:
         model = load_fitted(out)
-        assert model.record.settings["latent_dim"] == model.latent_dim
+        assert model.metadata.settings["latent_dim"] == model.latent_dim
         found.append(model.latent_dim)
     assert len({*found}) == 2
 
@@ -294,7 +294,7 @@ def test_a_program_without_a_record_is_in_its_own_units():
     found = model.log_likelihood(table().values).value
     torch.testing.assert_close(found, ppca.log_likelihood(table().values).detach())
     assert model.columns == ("x1", "x2", "x3", "x4")
-    with pytest.raises(ValueError, match="there is no record of the fit"):
+    with pytest.raises(ValueError, match="there is no metadata of the fit"):
         save_fitted(model, Path("nowhere"))
 
 

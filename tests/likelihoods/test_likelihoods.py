@@ -24,7 +24,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation import Annealing, compare, gaps, impute, log_likelihood
 from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
 from ppl_vae.inference import freeze_scale
-from ppl_vae.inference.svi.calibration import calibrate
+from ppl_vae.inference.svi.data_statistics import set_data_statistics
 from ppl_vae.likelihoods import (
     Bernoulli,
     Categorical,
@@ -73,7 +73,7 @@ def likelihood_of(name, data_dim=D):
     likelihood.set_data_dim(data_dim)
     likelihood.double().requires_grad_(False)
     if name == "optimal":
-        with likelihood.calibrate():
+        with likelihood.collect_statistics():
             likelihood(torch.zeros(N, data_dim).double(), 0.8 * torch.ones(N, data_dim).double())
     return likelihood.eval()
 
@@ -380,13 +380,13 @@ def test_scales_of_a_network_at_their_floor_are_counted_after_a_fit(tmp_path):
         vae.decoder[0].weight.zero_()
         vae.decoder[0].bias.zero_()
         vae.decoder[0].bias[1] = -100  # the scale of the first column
-    calibrate(Pair(vae.model, vae.guide), Batch(x, None))
+    set_data_statistics(Pair(vae.model, vae.guide), Batch(x, None))
     expected = ["the noise scale of 0.25 of all entries has reached its floor, 0.0001: lower "
                 "floor= or check x"]  # fmt: skip
     assert vae.notes() == load(save(vae, tmp_path)).notes() == expected
     mask = torch.ones(N, D, dtype=torch.bool)
     mask[: N // 2, 0] = False
-    calibrate(Pair(vae.model, vae.guide), Batch(x, mask))
+    set_data_statistics(Pair(vae.model, vae.guide), Batch(x, mask))
     assert "of 0.14 of all" in vae.notes()[0]
     fit = fit_svi(vae.model, vae.guide, x, steps=1, lr=1e-9)
     assert fit.notes == tuple(expected)
@@ -490,7 +490,7 @@ def test_the_optimal_scale_equals_the_closed_form_of_ppca():
     likelihood, data = OptimalGaussian().double(), torch.from_numpy(x)
     scale = likelihood(outputs, data).base_dist.scale.unique()
     assert float(scale**2) == pytest.approx(noise, abs=1e-10)
-    with likelihood.calibrate():
+    with likelihood.collect_statistics():
         for draws in outputs.split(1):
             for rows in torch.arange(60).split(17):
                 likelihood(draws[:, rows], data[rows])

@@ -14,7 +14,7 @@ import oracles
 from lineages import SHORT, TINY, USER_PAIR, bounded, default_stages
 from ppl_vae import PPCA, VAE, AmortizedGuide, PerDatumGuide, digits, mlp, run_lineage
 from ppl_vae.core.introspection import bound_object
-from ppl_vae.data.transforms import split
+from ppl_vae.data.splits import split
 from ppl_vae.lineage import Lineage
 from ppl_vae.lineage.names import STAGE_NAMES
 from ppl_vae.lineage.stages import STAGES

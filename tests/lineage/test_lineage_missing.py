@@ -20,7 +20,7 @@ import user_pairs
 from fitted import parameters
 from ppl_vae import PPCA, fit_em, run_lineage, spectrum
 from ppl_vae.cli.main import app
-from ppl_vae.data.transforms import split
+from ppl_vae.data.splits import split
 from ppl_vae.evaluation.latent_space.spectrum import expected_covariance
 from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.result import Lineage

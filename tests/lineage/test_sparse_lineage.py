@@ -13,7 +13,7 @@ import torch
 import oracles
 from figures import assert_texts_are_readable
 from ppl_vae import elbo
-from ppl_vae.data.transforms import split
+from ppl_vae.data.splits import split
 from ppl_vae.evaluation.latent_space.atoms import Atoms, atoms
 from ppl_vae.inference import best_codes
 from ppl_vae.lineage import SparseLineage, run_sparse_lineage

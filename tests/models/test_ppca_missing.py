@@ -89,12 +89,12 @@ def test_gradients_match_the_dense_density():
 def test_rows_that_share_a_pattern_are_solved_once():
     few = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=bool)
     like = torch.zeros(3, dtype=torch.float64)
-    patterns = MissingnessPatterns.shared(torch.from_numpy(few), like)
+    patterns = MissingnessPatterns.distinct(torch.from_numpy(few), like)
     assert len(patterns.observed) == 3
     assert np.array_equal(patterns.gather_rows(patterns.observed).numpy(), few)
     sums = patterns.sum_by_pattern(torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.float64))
     assert sorted(sums.tolist()) == [10.0, 101.0, 1000.0]
-    assert MissingnessPatterns.shared(torch.eye(3).bool(), like).index is None
+    assert MissingnessPatterns.distinct(torch.eye(3).bool(), like).index is None
 
 
 @pytest.mark.parametrize("noise", NOISES)

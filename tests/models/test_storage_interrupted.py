@@ -26,7 +26,7 @@ from killed import (
     replaced,
 )
 from ppl_vae.core.errors import CheckpointError
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.files import write_atomically
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import PPCA, VAE, load, save
@@ -219,7 +219,7 @@ def test_of_two_processes_one_wins_whole(tmp_path):
 
 def test_leftovers_of_killed_writers_are_removed_and_those_of_others_are_kept(tmp_path):
     path = tmp_path / "results.json"
-    assert killed_at_event(lambda: write_whole(path, b"x" * 10), 3)
+    assert killed_at_event(lambda: write_atomically(path, b"x" * 10), 3)
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".results.json.")
     running = leftover.name.replace(leftover.name.split("-")[-2], str(os.getpid()))
@@ -227,7 +227,7 @@ def test_leftovers_of_killed_writers_are_removed_and_those_of_others_are_kept(tm
     for name in (running, elsewhere, ".results.json.txt", ".other.json.host-1-00000000.partial"):
         (tmp_path / name).touch()
     kept = set(names(tmp_path)) - {leftover.name}
-    write_whole(path, b"new")
+    write_atomically(path, b"new")
     assert set(names(tmp_path)) == kept | {"results.json"}
 
 

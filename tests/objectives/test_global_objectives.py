@@ -134,7 +134,7 @@ def test_the_importance_weighted_bound_of_all_data_tightens(float64):
 
 def test_the_importance_weighted_bound_needs_all_rows(float64):
     model, guide, x = linear_decoder()
-    match = "IWAE with global latent variables weighs draws of all 24 data jointly, and this batch"
+    match = "weighs draws of all 24 data points jointly, and this batch"
     with pytest.raises(ValueError, match=match):
         IWAE(3).loss(model, guide, x[:10], index=torch.arange(10), num_data=N)
 

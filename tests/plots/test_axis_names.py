@@ -2,7 +2,7 @@
 
 import torch
 
-from ppl_vae.plots.drawing import MAX_NAME_LENGTH, axis_names
+from ppl_vae.plots.axes import MAX_NAME_LENGTH, axis_names
 from ppl_vae.plots.fits import plot_loadings
 
 PREFIX = "concentration of the metabolite "

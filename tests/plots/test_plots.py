@@ -23,9 +23,9 @@ from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
+from ppl_vae.plots.axes import image_grid_size, log_scale
 from ppl_vae.plots.bounds import NUM_ITERATIONS
 from ppl_vae.plots.calibration import plot_rank_ecdf
-from ppl_vae.plots.drawing import image_grid_size, log_scale
 from ppl_vae.plots.estimates import plot_comparison
 from ppl_vae.plots.images import plot_samples
 from ppl_vae.plots.latent_spaces import plot_kl_by_dimension, plot_latent_means, plot_spectrum
@@ -68,7 +68,7 @@ def test_all_figures_are_present(figures):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_texts_overlap_and_axes_have_units(figures, name):
-    assert_readable(figures[name].draw())
+    assert_readable(figures[name].render())
     assert len(figures[name].caption) > 40
 
 
@@ -76,7 +76,7 @@ def test_figures_of_autoencoders_alone_are_readable():
     found = lineages.subset(lineages.small_lineage(), ["pca", "linear-autoencoder"])
     drawn = {figure.name: figure for figure in report_figures(found, report_data(found))}
     for name in ("gaps", "comparison", "objective-steps", "reconstructions", "samples"):
-        assert_readable(drawn[name].draw())
+        assert_readable(drawn[name].render())
     assert len(verdict(found)) >= 2
 
 
@@ -88,7 +88,7 @@ def test_figures_of_stored_results_are_identical(figures, name):
 
 
 def pixels(figure):
-    canvas = figure.draw().canvas
+    canvas = figure.render().canvas
     canvas.draw()
     return bytes(canvas.buffer_rgba())
 
@@ -107,7 +107,7 @@ def test_a_lineage_of_one_stage_without_classes_or_images():
     names = {figure.name for figure in figures}
     assert {"samples", "em"} <= names and names.isdisjoint({"comparison", "manifold", "svi"})
     for figure in figures:
-        assert_readable(figure.draw())
+        assert_readable(figure.render())
     assert any("fewer than two" in reason for reason in data.left_out)
     assert any("vae was not run" in reason for reason in data.left_out)
 
@@ -122,14 +122,14 @@ def test_logarithmic_axes_of_short_ranges_have_readable_ticks(low, factor):
         ax.set_ylabel("objective, nats per datum")
         ax.set_title("short", loc="left")
 
-    assert_readable(ReportFigure("", "", (6.4, 4.4), draw, "").draw())
+    assert_readable(ReportFigure("", "", (6.4, 4.4), draw, "").render())
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
 def test_gaps_of_tables_of_all_sizes(rows):
     result = lineage(rows)
     plot = functools.partial(plot_gaps, result)
-    figure = ReportFigure("", "", gaps_size(result), plot, "").draw()
+    figure = ReportFigure("", "", gaps_size(result), plot, "").render()
     assert_readable(figure)
     (axes,) = figure.axes
     stacked = [c for c in axes.containers if isinstance(c, BarContainer)]
@@ -157,7 +157,7 @@ def test_gaps_have_error_bars():
 
 
 def test_the_cross_check_shows_annealing_minus_importance_sampling(figures):
-    (axes,) = figures["cross-check"].draw().axes
+    (axes,) = figures["cross-check"].render().axes
     comparisons = lineages.small_report_data().cross_check
     assert len(axes.containers) == len(comparisons) == 4
     for container, (name, pair) in zip(axes.containers, comparisons.items(), strict=True):
@@ -170,12 +170,12 @@ def test_the_cross_check_shows_annealing_minus_importance_sampling(figures):
 
 
 def test_exact_zeros_are_marked(figures):
-    words = [text for text, _ in texts(figures["gaps"].draw())]
+    words = [text for text, _ in texts(figures["gaps"].render())]
     assert words.count("0, exact") >= 4
 
 
 def lines(figure):
-    (axes,) = figure.draw().axes
+    (axes,) = figure.render().axes
     return {line.get_label(): np.column_stack(line.get_data()) for line in axes.lines}
 
 
@@ -187,9 +187,9 @@ def test_the_figure_of_em_shows_its_history_and_labels_the_gap(figures):
     assert np.allclose(found["bound (ELBO)"][:, 1], ascent.bound[part])
     touching = found["after an E-step: equal"]
     assert np.allclose(touching[:, 0], np.arange(len(touching)))
-    words = [text for text, _ in texts(figures["em"].draw())]
+    words = [text for text, _ in texts(figures["em"].render())]
     assert "KL(q || p(z|x))" in words
-    limits = [figures[name].draw().axes[0].get_ylim() for name in ("em", "svi")]
+    limits = [figures[name].render().axes[0].get_ylim() for name in ("em", "svi")]
     assert limits[0] == limits[1]
 
 
@@ -199,7 +199,7 @@ def test_the_objective_is_shown_for_every_stage_with_a_bound(figures):
     names = {*(r.stage for r in bounded), "variational-bayes"}
     assert set(found) == names | {"optimum of PPCA"}
     assert np.allclose(found["optimum of PPCA"][:, 1], lineages.small_lineage().optimum)
-    low, high = figures["objective-steps"].draw().axes[0].get_ylim()
+    low, high = figures["objective-steps"].render().axes[0].get_ylim()
     elbos = [r.elbo for r in bounded]
     assert low > min(elbos) - 2 * (max(elbos) - min(elbos)) and high > max(elbos)
     row = lineages.small_lineage().row("vae")
@@ -249,7 +249,7 @@ def test_image_grids_of_all_shapes(shape, grid):
     rows, columns = ([f"{k:.2f}" for k in range(n)] for n in grid)
     image_grid = ImageGrid.of(values, rows, columns, train, shape)
     plot = functools.partial(plot_samples, image_grid)
-    assert_readable(ReportFigure("", "", image_grid_size(image_grid), plot, "").draw())
+    assert_readable(ReportFigure("", "", image_grid_size(image_grid), plot, "").render())
 
 
 def test_without_axes_a_figure_is_created():

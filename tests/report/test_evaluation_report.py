@@ -80,7 +80,7 @@ def test_a_vae_is_evaluated_like_by_the_functions(data, tmp_path):
         rows=torch.arange(8),
     )
     np.testing.assert_allclose(estimates["annealed"]["value"], chains.value.numpy(), atol=1e-5)
-    assert "log p of 8 data by each method" in result.output
+    assert "log p of 8 data points by each method" in result.output
     again = run(tmp_path / "vae", data, "--out", tmp_path / "again.json", *options)
     assert again.output.splitlines()[:-1] == result.output.splitlines()[:-1]
     again = json.loads((tmp_path / "again.json").read_text())

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from ppl_vae.core.files import whole_file
+from ppl_vae.core.files import atomic_file
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """What separates the cells of a text table, by the suffix."""
@@ -161,7 +161,7 @@ def write_frame(
     suffix = target.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise ValueError(f"the output must end in {' or '.join(TABLE_SUFFIXES)}; got {target}")
-    with whole_file(target) as partial, partial.open("wb") as file:
+    with atomic_file(target) as partial, partial.open("wb") as file:
         if suffix == ".parquet":
             _write_parquet(frame, file, target, index)
         else:

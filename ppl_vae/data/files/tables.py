@@ -21,6 +21,7 @@ from ppl_vae.data.files.text_encoding import decode_text
 from ppl_vae.data.files.text_tables import TextFormat, TextTable
 from ppl_vae.data.files.typed_tables import feather_table, h5ad_table, parquet_table
 from ppl_vae.data.files.workbooks import workbook_text
+from ppl_vae.data.handwritten_digits import labelled_digits
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data")
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -112,11 +113,9 @@ class Table:
 
 def digits_table() -> Table:
     """scikit-learn's handwritten digits, each pixel in 0..1 (sixteenths), labelled 0..9."""
-    from sklearn.datasets import load_digits
-
-    pixels, digit = map(np.asarray, load_digits(return_X_y=True))
+    pixels, digit = labelled_digits()
     names = tuple(f"r{i}c{j}" for i in range(8) for j in range(8))
-    return Table("digits / 16", pixels / 16, names, None, tuple(digit.tolist()), "digit", (8, 8))
+    return Table("digits / 16", pixels, names, None, tuple(digit.tolist()), "digit", (8, 8))
 
 
 def read_table(

@@ -150,7 +150,7 @@ class SimulationBasedCalibration(Result):
         ]
         lines = [
             f"Simulation-based calibration: {counted(self.num_simulations, 'simulation')} of "
-            f"{counted(self.num_data, 'datum')}, {counted(self.num_draws, 'draw')} each",
+            f"{counted(self.num_data, 'data point')}, {counted(self.num_draws, 'draw')} each",
             f"  {self.verdict}",
             render(rows, ("quantity", "p-value", "mean (0.5)", "spread (1)"), indent="  "),
         ]

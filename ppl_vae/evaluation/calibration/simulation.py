@@ -16,7 +16,7 @@ from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.state import eval_mode
-from ppl_vae.core.traces import PairTraces, Site, by_draw, by_draw_and_datum, frames, sites
+from ppl_vae.core.traces import PairTraces, Site, by_draw, by_draw_and_datum, plates_of, sites
 from ppl_vae.evaluation.marginal_likelihood.drawn_data import draw_batch
 
 SiteDraws: TypeAlias = dict[str, Tensor]
@@ -28,16 +28,16 @@ class LogJoint(NamedTuple):
 
     Attributes:
         local: the terms of each datum, (S, B).
-        shared: those of global sites, (S,).
+        of_globals: those of global sites, (S,).
     """
 
     local: Float[Tensor, "S B"]
-    shared: Float[Tensor, " S"]
+    of_globals: Float[Tensor, " S"]
 
     @property
     def total(self) -> Float[Tensor, " S"]:
         """The sum of all terms."""
-        return self.local.sum(1) + self.shared
+        return self.local.sum(1) + self.of_globals
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Simulation:
     @property
     def local(self) -> set[str]:
         """The names of the latent sites of each datum."""
-        return {name for name, site in self.latent.items() if DATA_PLATE in frames(site)}
+        return {name for name, site in self.latent.items() if DATA_PLATE in plates_of(site)}
 
     @cached_property
     def draws(self) -> SiteDraws:
@@ -100,7 +100,7 @@ def latent_values(run: PairTraces, names: list[str]) -> SiteDraws:
 
 
 def _by_draw(run: PairTraces, site: Site) -> Tensor:
-    if DATA_PLATE in frames(site):
+    if DATA_PLATE in plates_of(site):
         return by_draw_and_datum(run, site, site["value"])
     return by_draw(site, site["value"])
 
@@ -120,8 +120,8 @@ def draw_from_guide(
         for name, value in latent_values(run, names).items()
     }
     model = PairTraces(run.model, Trace(), run.stated_num_data, run.repeats)
-    local, shared = model.log_weights().double(), model.global_log_weights().double()
-    return draws, LogJoint(local.expand(num_draws, -1), shared.expand(num_draws))
+    local, of_globals = model.log_weights().double(), model.global_log_weights().double()
+    return draws, LogJoint(local.expand(num_draws, -1), of_globals.expand(num_draws))
 
 
 def log_joint_of_draws(

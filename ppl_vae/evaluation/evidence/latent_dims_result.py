@@ -120,7 +120,7 @@ class LatentDims(Result):
         header = ("K", "p(K | x)", "log p(x | K)", "VB bound", "Laplace", "Minka", "BIC")
         rows = [self._cells(place) for place in range(len(self.dims))]
         lines = [
-            f"p(K | x) of {self.num_data} data under equal prior probabilities (± one standard "
+            f"p(K | x) of {self.num_data} data points, equal prior probabilities (± one standard "
             "error); evidence, bounds and criteria in nats, held-out log p in nats per datum",
             render(rows, (*header, "held-out log p"), indent="  "),
             f"  {self.verdict}",

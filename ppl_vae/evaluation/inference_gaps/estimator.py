@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.processes.shared_rows import SharedRows
+from ppl_vae.core.processes.divided_rows import DividedRows
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.stats import monte_carlo_error, standard_error
 from ppl_vae.core.validation import check_int, check_option
@@ -139,11 +139,11 @@ class GapEstimator:
             summary = weight_summary(self.samplers[name], proposal, batch, self.num_samples)
             self.summaries.setdefault(name, []).append(summary)
 
-    def of_all_rows(self, shared: SharedRows) -> "GapEstimator":
+    def of_all_rows(self, division: DividedRows) -> "GapEstimator":
         """The estimates of the rows of all processes."""
-        self.elbos = [shared.gather_columns(_joined(_ELBOs, self.elbos))]
+        self.elbos = [division.gather_columns(_joined(_ELBOs, self.elbos))]
         self.summaries = {
-            name: [shared.gather_columns(_joined(WeightSummary, parts))]
+            name: [division.gather_columns(_joined(WeightSummary, parts))]
             for name, parts in self.summaries.items()
         }
         return self

@@ -13,8 +13,8 @@ from ppl_vae.core.arrays.digest import describe_tensor
 from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.divided_rows import DividedRows
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, as_vector
@@ -136,36 +136,37 @@ def _estimates(
 ) -> tuple[list[Gaps], Float[Tensor, " G"] | None]:
     # The gaps for each draw of the global latent variables, and their log density ratios.
     known = None if log_p is None else describe_tensor(log_p)
-    shared = SharedRows.of(
+    division = DividedRows.of(
         "gaps", pair, partial(describe_rows, data), rows, seed, settings=settings, log_p=known
     )
     (one,) = data.split(rows[:1], 1)
     most_rows = max(1, ROWS_FACTOR * rows_at_once(one.x) // MAX_POINTS)
     size = min(block_size(one.x, settings.num_samples, refined=True), most_rows)
-    together, log_ratios = shared.processes.together, None
-    num_batches = -(-len(shared.own) // size)
+    together, log_ratios = division.processes.together, None
+    num_batches = -(-len(division.own) // size)
 
     def make_runner(calls_per_batch: int) -> CallRunner:
         runner = CallRunner(settings.capture, num_batches * calls_per_batch)
         return stack.enter_context(closing(runner))
 
-    with ExitStack() as stack, together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
+    with ExitStack() as stack, together(), isolated_store(), pair.eval_mode():
+        stack.enter_context(seeded(division.seed))
         pairs, first = [pair], next(data.split(rows[:size], size))
         check_importance_samplable(pair, first)
         if pair.has_globals(first):
             check_no_constants(log_p=log_p, best=settings.best)
             pairs, log_ratios = conditioned_on_draws(pair, first, settings.num_global_draws)
-        shared.seed_own_draws()
+        division.seed_own_draws()
         estimators = []
         for each in pairs:
             with nonfinite_sites_named(each, first):
                 family = family_of(each, first, settings.covariance)
             estimator = GapEstimator(each, family, settings, make_runner)
-            for batch in data.split(shared.own, size):
+            for batch in data.split(division.own, size):
                 with nonfinite_sites_named(each, batch):
                     estimator.evaluate(batch, estimates_log_p=log_p is None)
             estimators.append(estimator)
-    return [each.of_all_rows(shared).result(log_p) for each in estimators], log_ratios
+    return [each.of_all_rows(division).result(log_p) for each in estimators], log_ratios
 
 
 def _check_log_p(log_p: Any, number: int) -> None:

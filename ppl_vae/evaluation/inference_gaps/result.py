@@ -109,7 +109,7 @@ class Gaps(Result):
         )
 
     @property
-    def _shared(self) -> GlobalPart:
+    def _global_part(self) -> GlobalPart:
         return self.global_part or NO_GLOBAL_PART
 
     @property
@@ -121,7 +121,7 @@ class Gaps(Result):
     def total_error(self) -> float:
         """Standard error of :attr:`total` over the data, including Monte Carlo error."""
         error = error_of_mean(self.log_likelihood - self.elbo, self.total_mc_error)
-        return math.hypot(error, self._shared.total_error)
+        return math.hypot(error, self._global_part.total_error)
 
     @property
     def total_monte_carlo(self) -> float:
@@ -150,7 +150,7 @@ class Gaps(Result):
         Draws of different data are independent, so that the variance over data includes theirs.
         """
         error = error_of_mean(self.log_likelihood - self.best_elbo, self.approximation_mc_error)
-        return math.hypot(error, self._shared.approximation_error)
+        return math.hypot(error, self._global_part.approximation_error)
 
     @property
     def amortization_error(self) -> float:
@@ -158,7 +158,7 @@ class Gaps(Result):
         if self.unsplit_reason:
             return math.nan
         error = error_of_mean(self.best_elbo - self.elbo, self.amortization_mc_error)
-        return math.hypot(error, self._shared.amortization_error)
+        return math.hypot(error, self._global_part.amortization_error)
 
     @property
     def amortization_monte_carlo(self) -> float:
@@ -273,7 +273,8 @@ class Gaps(Result):
             )
         if number := int(self.kept_own_q.sum()):
             yield (
-                f"for {number} of {counted(len(self.kept_own_q), 'datum')} no better q was found "
+                f"for {number} of {counted(len(self.kept_own_q), 'data point')} no better q was "
+                "found "
                 "than the guide's own, which is used as the best"
             )
 

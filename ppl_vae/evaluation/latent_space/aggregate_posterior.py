@@ -19,8 +19,8 @@ from ppl_vae.core.traces import (
     PairTraces,
     Site,
     by_draw_and_datum,
-    frames,
     log_prob,
+    plates_of,
 )
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride, to_site_shape
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
@@ -217,7 +217,7 @@ def _log_q(
     def read(site: Any) -> Tensor | None:
         if site["name"] not in codes:
             return None
-        fn, plates = site["fn"], frames(site)
+        fn, plates = site["fn"], plates_of(site)
         size = plates[DATA_PLATE].size // (1 if SAMPLE_PLATE in plates else number)
         each = codes[site["name"]].unsqueeze(1).expand(-1, size, -1)
         return to_site_shape(each, site, fn.batch_shape + fn.event_shape, len(fn.event_shape))

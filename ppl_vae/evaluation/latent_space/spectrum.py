@@ -114,7 +114,7 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
         rows += len(block.values)
         values = block.values - loc
         if block.observed is not None:
-            patterns = MissingnessPatterns.shared(block.observed, loc)
+            patterns = MissingnessPatterns.distinct(block.observed, loc)
             found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
             values = torch.where(block.observed, values, found.mean @ loadings.mT)
             missing = (~block.observed).to(loc)

@@ -63,8 +63,8 @@ class LocalGaussianGuide(LocalGuide):
                 check_latents(run)
                 latents = [_latent(run.guide, run.drawn[n]) for n in run.latent]
         fixed = [{"loc": v.loc, "scale_tril": v.scale_tril} for v in latents]
-        shared = global_part(pair.guide) if pair.has_globals(batch) else None
-        super().__init__(len(batch), [v.plates for v in latents], fixed, shared)
+        global_q = global_part(pair.guide) if pair.has_globals(batch) else None
+        super().__init__(len(batch), [v.plates for v in latents], fixed, global_q)
         self.covariance = covariance
         self._latents = [(v.direct, v.support, v.event_shape) for v in latents]
         # Both are in units of the initial standard deviation, so that one learning rate fits all.

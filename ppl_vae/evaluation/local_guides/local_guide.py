@@ -164,7 +164,8 @@ class LocalGuide(Program):
             if num_singular := int(singular.sum()):
                 raise FloatingPointError(
                     f"the refined q of site {site.name!r} is nearly singular for {num_singular} "
-                    f"of {singular.numel()} data: its density is inaccurate in {factor.dtype}. "
+                    f"of {singular.numel()} data points: its density is inaccurate in "
+                    f"{factor.dtype}. "
                     "Use covariance='diagonal', fewer steps, or the pair in float64: .double()"
                 )
 

@@ -255,8 +255,8 @@ class LocalFamilyGuide(LocalGuide):
             families = [Parametrization.of(site["fn"]) for site in found.values()]
         plates = [SitePlates.of(run.guide, site) for site in found.values()]
         fixed = [_fixed_tensors(family) for family in families]
-        shared = global_part(pair.guide) if pair.has_globals(batch) else None
-        super().__init__(len(batch), plates, fixed, shared)
+        global_q = global_part(pair.guide) if pair.has_globals(batch) else None
+        super().__init__(len(batch), plates, fixed, global_q)
         self._families = families
         self.free = nn.ParameterList(
             torch.zeros_like(p.start) for family in families for p in family.parameters

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from ppl_vae.core.program import DATA_PLATE, Density
-from ppl_vae.core.traces import SAMPLE_PLATE, frames
+from ppl_vae.core.traces import SAMPLE_PLATE, plates_of
 from ppl_vae.evaluation.local_guides.local_guide import StickTheLanding
 
 
@@ -50,7 +50,7 @@ def to_site_shape(
         shape: the shape of the result.
         event_dim: the number of dimensions of the result that are right of all plates.
     """
-    plates = frames(site)
+    plates = plates_of(site)
     axes = [plates[n].dim - event_dim for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
     rest = [size for k, size in enumerate(shape) if k - len(shape) not in axes]
     front = values.shape[:2] if len(axes) == 2 else [values.shape[0] * values.shape[1]]

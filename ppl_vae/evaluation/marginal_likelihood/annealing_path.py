@@ -16,7 +16,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import check_no_globals
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
-from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, log_prob, plates_of
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.evaluation.marginal_likelihood.batching import PairFunction
 from ppl_vae.objectives.divergences import check_latents
@@ -41,7 +41,7 @@ class _Coordinates:
 
     @classmethod
     def of(cls, site: Site) -> "_Coordinates":
-        plates, transform = frames(site), _transform(site)
+        plates, transform = plates_of(site), _transform(site)
         event_dim = len(site["fn"].event_shape)
         event_dim += transform.domain.event_dim - transform.codomain.event_dim
         shape = _unconstrained(site).shape

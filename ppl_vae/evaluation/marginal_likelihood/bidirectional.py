@@ -81,7 +81,8 @@ class Bidirectional(Result):
         low, high = float(self.lower.mean()), float(self.upper.mean())
         chains = counted(self.num_chains, "chain")
         lines = [
-            f"log-likelihood of {counted(len(self.lower), 'datum')} that the model drew: lower "
+            f"log-likelihood of {counted(len(self.lower), 'data point')} that the model drew: "
+            "lower "
             f"bound {low:.3f}, upper bound {high:.3f} nats per datum",
             f"  gap {self.gap:.3f} ± {self.gap_error:.3f} (± one standard error; {chains} in each "
             f"direction, {counted(self.num_temperatures, 'temperature')})",

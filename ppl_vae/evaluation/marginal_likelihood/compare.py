@@ -75,7 +75,8 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"held-out log p of {self.num_data} data, nats per datum, ± one standard error; "
+            f"held-out log p of {self.num_data} data points, nats per datum, ± one standard "
+            "error; "
             "differences to the best are paired",
             render([self._cells(row) for row in range(len(self.names))], indent="  "),
         ]
@@ -122,13 +123,13 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
     order = pointwise.mean(1).argsort(descending=True, stable=True)
     pointwise = pointwise[order]
     mean = pointwise.mean(1)
-    shared = torch.tensor([_global_error(e) for e in estimates.values()], dtype=torch.float64)
-    shared = shared[order]
-    both = torch.where(torch.arange(len(shared)) > 0, shared.hypot(shared[0]), 0.0)
+    common = torch.tensor([_global_error(e) for e in estimates.values()], dtype=torch.float64)
+    common = common[order]
+    both = torch.where(torch.arange(len(common)) > 0, common.hypot(common[0]), 0.0)
     return Comparison(
         names=tuple(list(values)[k] for k in order),
         mean=mean,
-        error=standard_error(pointwise).hypot(shared),
+        error=standard_error(pointwise).hypot(common),
         difference=mean - mean[0],
         difference_error=standard_error(pointwise - pointwise[0]).hypot(both),
         reliable=reliable[order],
@@ -156,7 +157,8 @@ def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
     if wrong := int((~values.isfinite()).sum()):
         raise ValueError(
             f"log p of {name!r} is NaN or infinite for {wrong} of "
-            f"{counted(len(values), 'datum')}; such models cannot be ranked by a mean. Leave the "
+            f"{counted(len(values), 'data point')}; such models cannot be ranked by a mean. "
+            "Leave the "
             "model out, or those data for all models"
         )
     return values
@@ -166,9 +168,11 @@ def _check_lengths(values: Mapping[str, Tensor]) -> None:
     lengths = {name: len(value) for name, value in values.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"all models must be evaluated on the same data; the numbers of data are {lengths}"
+            "all models must be evaluated on the same data; the numbers of data points are "
+            f"{lengths}"
         )
     if min(lengths.values()) < 2:
         raise ValueError(
-            f"a standard error needs at least 2 data; the numbers of data are {lengths}"
+            "a standard error needs at least 2 data points; the numbers of data points are "
+            f"{lengths}"
         )

@@ -56,7 +56,7 @@ class EstimatorComparison(Result):
             raise ValueError("there is no estimate; pass at least one by the name of its method")
         if len(set(lengths.values())) > 1:
             raise ValueError(
-                f"all estimates must be of the same data; the numbers of data are {lengths}"
+                f"all estimates must be of the same data; the numbers of data points are {lengths}"
             )
         return cls(dict(estimates))
 
@@ -108,7 +108,7 @@ class EstimatorComparison(Result):
         number = len(next(iter(self.estimates.values())).value)
         return "\n".join(
             [
-                f"log p of {counted(number, 'datum')} by each method, nats per datum, "
+                f"log p of {counted(number, 'data point')} by each method, nats per datum, "
                 "± one Monte Carlo error",
                 render([self._cells(name) for name in self.estimates], indent="  "),
                 *(f"  {line}" for line in self._verdict()),

@@ -25,7 +25,7 @@ from torch import Tensor
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
-from ppl_vae.core.traces import PairTraces, Site, frames
+from ppl_vae.core.traces import PairTraces, Site, plates_of
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.evaluation.marginal_likelihood.reliability import MIN_COUNT
 
@@ -190,7 +190,7 @@ def _variables(name: str, site: Site) -> Iterator[_Variable]:
         return
     values = base.enumerate_support(expand=False)
     shape = base.batch_shape
-    data = frames(site)[DATA_PLATE].dim - (len(shape) - len(site["fn"].batch_shape))
+    data = plates_of(site)[DATA_PLATE].dim - (len(shape) - len(site["fn"].batch_shape))
     entries = [1 if dim - len(shape) == data else size for dim, size in enumerate(shape)]
     number = math.prod(entries)
     if number * len(values) > MAX_RUNS:

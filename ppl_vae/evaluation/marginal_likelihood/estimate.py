@@ -70,9 +70,9 @@ class DatumEstimates(Result):
         """
         if len(self.value) < 2:
             return float(self.standard_error.mean())
-        return math.hypot(mean_and_error(self.value)[1], self._shared_error())
+        return math.hypot(mean_and_error(self.value)[1], self._common_error())
 
-    def _shared_error(self) -> float:
+    def _common_error(self) -> float:
         # The Monte Carlo error of the mean that all data share.
         return 0.0
 
@@ -145,7 +145,7 @@ class LogLikelihood(DatumEstimates):
         """The estimates of the first ``number`` data."""
         return replace(super().first(number), labels=self.labels.take(torch.arange(number)))
 
-    def _shared_error(self) -> float:
+    def _common_error(self) -> float:
         return self.global_error or 0.0
 
     def shifted(self, nats: Float[Tensor, " N"]) -> Self:
@@ -187,10 +187,13 @@ class LogLikelihood(DatumEstimates):
     def __repr__(self) -> str:
         num_data, good = len(self.value), int(self.reliable.sum())
         if good == num_data:
-            verdict = f"reliable for {'all ' if num_data > 1 else ''}{counted(num_data, 'datum')}"
+            verdict = (
+                f"reliable for {'all ' if num_data > 1 else ''}{counted(num_data, 'data point')}"
+            )
         else:
             verdict = (
-                f"NOT reliable for {num_data - good} of {counted(num_data, 'datum')}, for which "
+                f"NOT reliable for {num_data - good} of {counted(num_data, 'data point')}, for "
+                "which "
                 "it is a lower bound in expectation"
             )
         lines = [
@@ -277,7 +280,7 @@ class LogLikelihood(DatumEstimates):
         index, limit, pooled = medians
         text = f"the tail index {index:.2f} of their weights is above {limit:.2f}, the limit"
         if not math.isnan(pooled):
-            text += f" when it is pooled over {counted(round(pooled), 'datum')}"
+            text += f" when it is pooled over {counted(round(pooled), 'data point')}"
         return text + ("; the weights' variance is not finite" if index > 0.5 else "")
 
 
@@ -310,4 +313,4 @@ def exact_result(value: Float[Tensor, " N"] | Frame) -> LogLikelihood:
 
 
 def _of(which: Bool[Tensor, " N"]) -> str:
-    return f" (for {counted(int(which.sum()), 'datum')})"
+    return f" (for {counted(int(which.sum()), 'data point')})"

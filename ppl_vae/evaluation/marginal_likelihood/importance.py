@@ -17,8 +17,8 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import PriorProposal
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.divided_rows import DividedRows
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
@@ -159,11 +159,11 @@ def _estimate(
 ) -> tuple[LogLikelihood, str, int]:
     # The estimate, how it was computed, and the number of entries of a row that are scored.
     settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
-    shared = SharedRows.of(
+    division = DividedRows.of(
         "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
     )
-    own, together, diagnostics = shared.own, shared.processes.together, None
-    with ExitStack() as stack, together(), isolated_store(), shared.seeded(), pair.eval_mode():
+    own, together, diagnostics = division.own, division.processes.together, None
+    with ExitStack() as stack, together(), isolated_store(), division.seeded(), pair.eval_mode():
         first = next(data.split(rows[:1], 1))
         chains = annealing or Annealing() if method == "annealed" else None
         sampler, size = _sampler(
@@ -189,20 +189,20 @@ def _estimate(
         if method != "annealed" and not refine:
             large_batches = data.split(own, rows_at_once(first.x))
             diagnostics = diagnose_latents(pair, start, large_batches, num_samples)
-    parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
+    parts, diagnostics = _of_all_rows(parts, diagnostics, division)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     refinement = f"; refinement {local_vi.runner.execution}" if refine else ""
     return estimate, sampler.execution + refinement, num_entries
 
 
 def _of_all_rows(
-    parts: Sequence[WeightSummary], diagnostics: LatentDiagnostics | None, shared: SharedRows
+    parts: Sequence[WeightSummary], diagnostics: LatentDiagnostics | None, division: DividedRows
 ) -> tuple[list[WeightSummary], LatentDiagnostics | None]:
     # What each process found for its rows.
     if diagnostics is not None and diagnostics.undersampled is not None:
-        undersampled = shared.gather_columns(diagnostics.undersampled)
+        undersampled = division.gather_columns(diagnostics.undersampled)
         diagnostics = diagnostics._replace(undersampled=undersampled)
-    return [shared.gather_columns(_joined(parts))], diagnostics
+    return [division.gather_columns(_joined(parts))], diagnostics
 
 
 def _scored_rows(

@@ -125,8 +125,8 @@ class LocalGradient:
         key = "gradient", shapes, *self.function.key
         runner.run(key, eager, captured, capture, repeats=repeats)
 
-    def _loss(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
-        return self.loss(shared, per_step)
+    def _loss(self, common: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+        return self.loss(common, per_step)
 
     def _trained(self, per_step: Sequence[Tensor]) -> TrainedTensors:
         """The free parameters, distinguished from all others of the pair."""

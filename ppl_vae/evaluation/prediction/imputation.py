@@ -25,8 +25,8 @@ from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.divided_rows import DividedRows
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
@@ -167,7 +167,7 @@ def _impute(
     """Write the imputations of the rows with missing values."""
     draws = 0 if result.draws is None else len(result.draws)
     incomplete = incomplete_rows(result.mean)
-    shared = SharedRows.of(
+    division = DividedRows.of(
         "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings
     )
     if not len(incomplete):
@@ -175,16 +175,16 @@ def _impute(
     (one,) = data.split(incomplete[:1], 1)
     size = block_size(one.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(one.x) // max(draws, 1)))
-    together = shared.processes.together
-    runner = CallRunner("auto", -(-len(shared.own) // size) * refine)
-    with closing(runner), together(), isolated_store(), shared.seeded(), pair.eval_mode():
+    together = division.processes.together
+    runner = CallRunner("auto", -(-len(division.own) // size) * refine)
+    with closing(runner), together(), isolated_store(), division.seeded(), pair.eval_mode():
         local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
-        for batch in data.split(shared.own, size):
+        for batch in data.split(division.own, size):
             _check_samplable(pair, batch, draws)
             with nonfinite_sites_named(pair, batch):
                 sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
                 _write(result, batch, sampler.estimate(num_samples, draws))
-    complete_imputation(result, incomplete, shared)
+    complete_imputation(result, incomplete, division)
 
 
 def _check_samplable(pair: Pair, batch: Batch, draws: int) -> None:

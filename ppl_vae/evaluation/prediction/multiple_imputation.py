@@ -18,8 +18,8 @@ from ppl_vae.core.arrays.digest import describe_tensor, tensor_digest
 from ppl_vae.core.arrays.inputs import schema_of
 from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.imputed import Imputation
+from ppl_vae.core.processes.divided_rows import DividedRows
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.sources.observed_rows import whole_table
 from ppl_vae.data.sources.row_blocks import RowBlock, RowSource, rows_per_block
@@ -92,20 +92,20 @@ def impute_from_posterior(
         used = evenly_spaced(parameters, min(num_samples, available))
         result = _unchanged(given, draws, levels, len(used.loc))
     incomplete = incomplete_rows(given)
-    shared = SharedRows.of(
+    division = DividedRows.of(
         "impute", None, lambda: (describe_tensor(given), None), incomplete, seed,
         settings=f"{num_samples=}, {draws=}, {quantiles=}",
         posterior=tensor_digest(value for value in parameters if value is not None)[:16],
     )  # fmt: skip
     if len(incomplete):
-        with processes.together(), shared.seeded():
-            for rows in shared.own.split(rows_per_block(4 * used.loc.numel())):
+        with processes.together(), division.seeded():
+            for rows in division.own.split(rows_per_block(4 * used.loc.numel())):
                 block = RowBlock.of(given[rows], None, given.device)
                 _write_moments(result, rows, block, used, levels)
                 if result.draws is not None:
                     drawn = _draw_rows(block, evenly_spaced(parameters, draws))
                     result.draws[:, rows] = _where_missing(block, result.draws[:, rows], drawn)
-        complete_imputation(result, incomplete, shared)
+        complete_imputation(result, incomplete, division)
     return replace(result, labels=RowLabels.of(x, schema_of(posterior.model)))
 
 
@@ -115,19 +115,21 @@ def incomplete_rows(x: Float[Tensor, "N D"]) -> Int[Tensor, " R"]:
     return torch.cat([part.isnan().any(1) for part in parts]).nonzero().flatten()
 
 
-def complete_imputation(result: Imputation, rows: Int[Tensor, " R"], shared: SharedRows) -> None:
+def complete_imputation(
+    result: Imputation, rows: Int[Tensor, " R"], division: DividedRows
+) -> None:
     """Set imputed rows to those of all processes, each of which has computed its own.
 
     Args:
         result: the imputation of the whole table.
         rows: the rows with missing values.
-        shared: their division.
+        division: their division among the processes.
     """
     tables = [result.mean, result.sd, result.ess]
     tables += [None if t is None else t.transpose(0, 1) for t in (result.draws, result.quantiles)]
     for table in tables:
         if table is not None:
-            shared.complete(table, rows)
+            division.complete(table, rows)
 
 
 def _check_number(draws: int, available: int) -> None:

@@ -23,7 +23,7 @@ from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import PairTraces, Site, frames, sites
+from ppl_vae.core.traces import PairTraces, Site, plates_of, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.objectives.divergences import is_improper
@@ -120,7 +120,7 @@ def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
 
 def _local(trace: Trace) -> dict[str, Site]:
     """The sites of a datum; global latent variables are no part of its code."""
-    return {name: s for name, s in sites(trace).items() if DATA_PLATE in frames(s)}
+    return {name: s for name, s in sites(trace).items() if DATA_PLATE in plates_of(s)}
 
 
 def _widths(latents: Mapping[str, Site]) -> dict[str, int]:
@@ -243,4 +243,4 @@ def _from_rows(site: Site, rows: Float[Tensor, "N K"]) -> Tensor:
 def _shape_and_data_dim(site: Site) -> tuple[torch.Size, int]:
     # The shape of a value, and the (negative) dimension of the data plate in it.
     fn = site["fn"]
-    return fn.batch_shape + fn.event_shape, frames(site)[DATA_PLATE].dim - len(fn.event_shape)
+    return fn.batch_shape + fn.event_shape, plates_of(site)[DATA_PLATE].dim - len(fn.event_shape)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.program import DATA_PLATE
-from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, plates_of
 
 
 def resample(
@@ -33,7 +33,7 @@ def _with_replaced(
 ) -> Tensor:
     """The value of a site, with draw r of datum b replaced by draw ``which[r, b]`` of another
     run."""
-    plates, event = frames(old), len(old["fn"].event_shape)
+    plates, event = plates_of(old), len(old["fn"].event_shape)
     data, values = plates[DATA_PLATE].dim - event, [old["value"], new["value"]]
     repeated = SAMPLE_PLATE not in plates
     if repeated:  # draws and data share one dimension, see run_pair

@@ -141,7 +141,7 @@ def _completed_rows(
     centred = block.values - loc
     if block.observed is None:
         return _CompletedRows(centred, centred[:0], torch.zeros_like(loc))
-    patterns = MissingnessPatterns.shared(block.observed, loc)
+    patterns = MissingnessPatterns.distinct(block.observed, loc)
     posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
     centred = torch.where(block.observed, centred, posterior.mean @ loadings.mT)
     counts = patterns.sum_by_pattern(torch.ones_like(posterior.mean[:, :1]))

@@ -102,7 +102,7 @@ class MissingDataProblem:
         if block.observed is None:
             return MissingnessPatterns.complete(like)
         if block not in self._patterns:
-            self._patterns[block] = MissingnessPatterns.shared(block.observed, like)
+            self._patterns[block] = MissingnessPatterns.distinct(block.observed, like)
         return self._patterns[block]
 
 

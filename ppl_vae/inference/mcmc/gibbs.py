@@ -166,7 +166,7 @@ def sample_gibbs(
     with processes.together():
         priors = ConjugatePriors.of(model)
     statistics = statistics_for(
-        "sample_posterior", model, x, mask, sampler="gibbs", **settings.shared
+        "sample_posterior", model, x, mask, sampler="gibbs", **settings.same_everywhere
     )
     sampler = GibbsSampler(statistics, priors, expand and statistics.num_data > model.latent_dim)
     with torch.no_grad(), threads(1), seeded(processes.common_seed(seed)):

@@ -135,7 +135,7 @@ def sample_nuts(
     check_option("sampler", sampler, RUNNERS)
     processes = Processes.current()
     statistics = statistics_for(
-        "sample_posterior", model, x, mask, sampler=sampler, **settings.shared
+        "sample_posterior", model, x, mask, sampler=sampler, **settings.same_everywhere
     )
     with (
         seeded(processes.common_seed(settings.seed)),

@@ -271,7 +271,8 @@ class PosteriorSamples(Result):
     def __repr__(self) -> str:
         lines = [
             f"PosteriorSamples: {self.sampler}, {self.num_chains} chains of {self.num_samples} "
-            f"draws of {', '.join(self.draws)} given {self.num_data} data, {self.seconds:.1f} s",
+            f"draws of {', '.join(self.draws)} given {self.num_data} data points, "
+            f"{self.seconds:.1f} s",
             f"  {self.verdict}",
             *(f"  {line}" for line in repr(self._diagnostics).splitlines()),
         ]

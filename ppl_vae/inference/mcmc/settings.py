@@ -30,7 +30,7 @@ class ChainSettings:
         check_int("chains", self.chains)
 
     @property
-    def shared(self) -> dict[str, int | None]:
+    def same_everywhere(self) -> dict[str, int | None]:
         """What must be the same on all processes."""
         return {
             "num_samples": self.num_samples,

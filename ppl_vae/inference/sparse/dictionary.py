@@ -92,7 +92,7 @@ def fit_dictionary(
             f"x has {int((~mask).sum())} missing entries: with them, columns of length one have "
             "no closed form; impute them, or use fit_svi, whose model takes missing values"
         )
-    code_table = _code_table(autoencoder, len(x))
+    code_table = _code_embedding(autoencoder, len(x))
     learning, history = _DictionaryLearning(autoencoder, layer, x.double()), EMHistory(start_time)
     stopped = learning.run(history, tol, max_iterations)
     layer.free.copy_(learning.columns)
@@ -106,7 +106,7 @@ def fit_dictionary(
     return replace(history.result("dictionary learning", stopped, notes), log_likelihood=None)
 
 
-def _code_table(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
+def _code_embedding(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
     guide = autoencoder.guide
     if not isinstance(guide, PerDatumGuide) or guide.covariance != "delta":
         return None

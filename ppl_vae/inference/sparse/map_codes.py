@@ -47,7 +47,8 @@ class BestCodes(Result):
     def __repr__(self) -> str:
         converged, number = int(self.converged.sum()), len(self.codes)
         return (
-            f"best codes of {counted(number, 'datum')}: log p(x, z) {self.log_joint.mean():.4f} "
+            f"best codes of {counted(number, 'data point')}: log p(x, z) "
+            f"{self.log_joint.mean():.4f} "
             f"nats per datum, {self.share_of_zeros:.0%} of entries zero\n"
             f"  {counted(self.steps, 'step')}, converged for {converged} of {number}"
         )

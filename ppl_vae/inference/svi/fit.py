@@ -119,7 +119,7 @@ def fit_svi(
         grad_clip: largest norm of the gradient.
         warmup: steps during which the weight of the KL rises from zero to the objective's beta.
         epoch_transform: for rows in memory, a callable of (x, generator) that computes the data of
-            each epoch, such as :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of
+            each epoch, such as :func:`ppl_vae.data.grey_values.binarize`; x has zeros in place of
             missing values. It must draw from the generator only, so that a fit can be repeated and
             resumed. It is not applied to ``x_val``.
         device: where to fit. The modules of the pair are moved there. ``"auto"`` is the
@@ -225,7 +225,7 @@ def _build_trainer(
         partial(RecordedGradient, minibatch, named),
         make_compiled,
         schedule,
-        shared=processes.size > 1,
+        distributed=processes.size > 1,
         in_background=_can_compile_in_background(minibatch, runtime, processes),
     )
     return Trainer(

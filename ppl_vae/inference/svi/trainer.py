@@ -16,9 +16,9 @@ from ppl_vae.core.state import validation
 from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.batches.schedule import Schedule, epoch_generator
-from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.checkpoints.checkpoint import resumable_content
 from ppl_vae.inference.svi.checkpoints.checkpoint_file import CheckpointFile
+from ppl_vae.inference.svi.data_statistics import frozen_scale, set_data_statistics, unfreeze
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
 from ppl_vae.inference.svi.notes import fit_notes
 from ppl_vae.inference.svi.progress import ProgressCallback
@@ -84,7 +84,7 @@ class Trainer:
         unfreeze(minibatch.pair)
         self.order_seed = int(processes.broadcast(torch.randint(2**62, (1,))))
         self.runner = StepRunner(minibatch, optimizer_step, schedule, policy, processes)
-        self.shared = self.runner.shared
+        self.distributed = self.runner.distributed
         self.unread: list[Tensor] = []
         self.values: list[float] = []
         self.elapsed: list[float] = []
@@ -105,7 +105,7 @@ class Trainer:
             self.checkpoint.write(self._content())
         if not self.values:
             self._validate()
-        self.shared.seed_own_draws(self.order_seed, len(self.values))
+        self.distributed.seed_own_draws(self.order_seed, len(self.values))
         with validation(False):
             for chunk in self._chunks():
                 if self.stopped:
@@ -117,7 +117,7 @@ class Trainer:
                 self._after_chunk(progress)
                 elapsed = self.elapsed
                 if self.policy.mode == "auto":  # which all processes must decide alike
-                    elapsed = self.shared.of_rank_zero(elapsed)
+                    elapsed = self.distributed.of_rank_zero(elapsed)
                 if not self._has_other_size(chunk[-1]):
                     self.policy.observe(self.num_steps, elapsed, chunk[-1])
         self._finish()
@@ -128,7 +128,7 @@ class Trainer:
         self.stopped = self.stopped or "all requested"
         if self.stopping.best is not None:
             self.stopping.best.restore()
-        calibrate(self.minibatch.pair, self.minibatch.whole)
+        set_data_statistics(self.minibatch.pair, self.minibatch.whole)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
         """Consecutive batches of one size that may run in one call.
@@ -226,8 +226,8 @@ class Trainer:
         self._validate()
         if self.checkpoint is not None:
             self._write_checkpoint(self.checkpoint, step, at_end=at_end)
-        self.shared.check_same_parameters(step)
-        self.shared.seed_own_draws(self.order_seed, step)
+        self.distributed.check_same_parameters(step)
+        self.distributed.seed_own_draws(self.order_seed, step)
 
     def _checkpoint_within_epoch(self, step: int) -> None:
         if self.checkpoint is None or step - self.written < CHECKPOINT_INTERVAL:
@@ -237,7 +237,7 @@ class Trainer:
 
     def _write_checkpoint(self, file: CheckpointFile, step: int, *, at_end: bool = False) -> None:
         file.write(self._content(), at_end=at_end)
-        self.shared.seed_own_draws(self.order_seed, step)
+        self.distributed.seed_own_draws(self.order_seed, step)
         self.written = step
 
     def _validate(self) -> None:

@@ -11,7 +11,7 @@ from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.inference.mcmc.start import prior_notes, statistics_for
-from ppl_vae.inference.variational_bayes.ascent import CoordinateAscent
+from ppl_vae.inference.variational_bayes.coordinate_ascent import CoordinateAscent
 from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, ParameterPosterior
 from ppl_vae.inference.variational_bayes.result import (
     MIN_ACTIVE_SHARE,

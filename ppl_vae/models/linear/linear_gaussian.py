@@ -82,7 +82,7 @@ class MissingnessPatterns:
         return cls(mask.to(like), None, mask)
 
     @classmethod
-    def shared(cls, mask: Bool[Tensor, "B D"], like: Tensor) -> Self:
+    def distinct(cls, mask: Bool[Tensor, "B D"], like: Tensor) -> Self:
         """The distinct patterns, each shared by the rows that have it."""
         bits = np.packbits(mask.cpu().numpy(), axis=1)
         keys = bits.view(np.dtype((np.void, bits.shape[1]))).ravel()

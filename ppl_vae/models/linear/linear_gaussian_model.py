@@ -184,7 +184,7 @@ class LinearGaussianModel(LatentVariableModel):
         if observed is None:
             yield self._latent_posterior(x, MissingnessPatterns.complete(loc))
             return
-        patterns = MissingnessPatterns.each if am_i_wrapped() else MissingnessPatterns.shared
+        patterns = MissingnessPatterns.each if am_i_wrapped() else MissingnessPatterns.distinct
         size = rows_per_block(4 * self.data_dim + 4 * self.latent_dim**2)
         for rows, block_mask in zip(x.split(size), observed.split(size), strict=True):
             yield self._latent_posterior(rows, patterns(block_mask, loc))
@@ -254,7 +254,7 @@ class LinearGaussianModel(LatentVariableModel):
         # Mean, standard deviation and draws of some rows.
         rows = torch.where(observed, x, 0.0).double()
         loadings, loc, _ = self._parameters64()
-        posterior = self._latent_posterior(rows, MissingnessPatterns.shared(observed, loc))
+        posterior = self._latent_posterior(rows, MissingnessPatterns.distinct(observed, loc))
         mean, sd, draws = (
             self._to_model_dtype(values, "imputed values", x.dtype)
             for values in posterior.predict(loadings, loc, num_samples)

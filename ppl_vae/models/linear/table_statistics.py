@@ -100,7 +100,7 @@ class TableStatistics:
         """The rows themselves, not transformed, each with weight one."""
         centred = block.values
         observed = torch.ones_like(centred).bool() if block.observed is None else block.observed
-        patterns = MissingnessPatterns.shared(observed, centred)
+        patterns = MissingnessPatterns.distinct(observed, centred)
         index = patterns.gather_rows(torch.arange(len(patterns.observed), device=centred.device))
         mean = torch.zeros_like(block.totals)
         return cls(
@@ -212,7 +212,7 @@ def _groups(
         if observed is None:
             observed = torch.ones_like(block.values).bool()
         values = torch.where(observed, block.values - centre, 0.0)
-        distinct = MissingnessPatterns.shared(observed, values)
+        distinct = MissingnessPatterns.distinct(observed, values)
         index = distinct.gather_rows(torch.arange(len(distinct.observed), device=values.device))
         order = index.expand(len(values)).argsort(stable=True)
         sizes = index.expand(len(values)).bincount().tolist()

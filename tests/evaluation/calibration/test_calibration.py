@@ -236,7 +236,7 @@ def test_the_band_holds_all_of_the_function_as_often_as_stated(num_draws):
 def test_the_result_is_readable_and_kept():
     found = run(draws_of(scale=0.5))
     text = repr(found)
-    assert "150 simulations of 5 data, 19 draws each" in text and "p-value" in text
+    assert "150 simulations of 5 data points, 19 draws each" in text and "p-value" in text
     frame = found.to_frame()
     assert list(frame.index) == list(found.quantities)
     assert frame.loc["theta[0]", "spread"] > 1.2 and frame["p_value"].min() < 0.01

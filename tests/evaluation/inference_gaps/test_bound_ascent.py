@@ -6,7 +6,7 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, AmortizedGuide, ExactGuide, fit_closed_form, fit_em, fit_svi, mlp
-from ppl_vae.evaluation.inference_gaps.ascent import (
+from ppl_vae.evaluation.inference_gaps.bound_history import (
     BoundMonitor,
     bound_slice,
     em_ascent,

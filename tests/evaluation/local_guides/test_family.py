@@ -436,7 +436,7 @@ def test_the_guides_own_q_is_kept_where_the_search_fails(exact, monkeypatch):
     )
     assert (found.amortization_mc_error[far] == 0).all()
     assert found.total == pytest.approx(cost)
-    assert "for 3 of 8 data no better q was found than the guide's own" in repr(found)
+    assert "for 3 of 8 data points no better q was found than the guide's own" in repr(found)
     # A given best guide is used for each datum unless it is worse on average.
     given = exact.gaps(guide, best=worse)
     assert given.kept_own_q.all() and given.amortization == 0

@@ -552,7 +552,7 @@ def test_bounds_print_and_convert():
         ppca.model, None, np.zeros((9, D)), 3, annealing=Annealing(4, leapfrog=2), seed=0
     )
     text = repr(found)
-    assert "log-likelihood of 9 data that the model drew: lower bound" in text
+    assert "log-likelihood of 9 data points that the model drew: lower bound" in text
     assert "3 chains in each direction, 4 temperatures" in text
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     again = type(found).from_dict(content)

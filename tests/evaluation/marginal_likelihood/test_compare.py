@@ -183,7 +183,7 @@ def test_a_comparison_prints():
         )
     )
     lines = text.splitlines()
-    assert lines[0].startswith("held-out log p of 3 data, nats per datum, ± one standard")
+    assert lines[0].startswith("held-out log p of 3 data points, nats per datum, ± one standard")
     assert " ".join(lines[1].split()) == "good one 1.000 ± 0.577 best 100 % reliable weight 1.00"
     behind = "bad ≥-3.000 ± 0.577 -4.000 ± 0.000 33 % reliable weight 0.00"
     assert " ".join(lines[2].split()) == behind
@@ -214,7 +214,7 @@ def test_a_comparison_is_frozen_and_converts_to_json():
     [
         ({}, "nothing to compare"),
         ({"a": [1.0, 2.0], "b": [1.0]}, r"the same data.*'a': 2, 'b': 1"),
-        ({"a": [1.0]}, "at least 2 data"),
+        ({"a": [1.0]}, "at least 2 data points"),
         ({"a": [1.0, 2.0], "b": [math.nan, math.inf]}, "'b' is NaN or infinite for 2 of 2"),
         ({"a": [[1.0, 2.0]]}, r"'a' must be 1-d.*\(1, 2\)"),
         ({"a": 3.0}, r"'a' must be 1-d.*\(\)"),

@@ -67,7 +67,7 @@ def test_a_narrow_guide_falls_short():
         error = float(estimate.standard_error.square().sum().sqrt()) / len(x)
         assert abs(estimate.mean - truth) < oracles.z_limit() * error + 1e-3
     text = repr(found)
-    assert text.startswith("log p of 40 data by each method, nats per datum, ± one Monte")
+    assert text.startswith("log p of 40 data points by each method, nats per datum, ± one Monte")
     assert f"importance falls short of {found.highest} by {behind:.3f} ± " in text
     assert "because too few data are reliable by annealed" in text
     row = next(line for line in text.splitlines() if line.startswith("  importance"))
@@ -158,7 +158,7 @@ def test_invalid_arguments_raise():
         EstimatorComparison.of({})
     two = {"a": exact_result(torch.zeros(3)), "b": exact_result(torch.zeros(4))}
     with pytest.raises(
-        ValueError, match=r"the same data; the numbers of data are {'a': 3, 'b': 4}"
+        ValueError, match=r"the same data; the numbers of data points are {'a': 3, 'b': 4}"
     ):
         EstimatorComparison.of(two)
     with pytest.raises(ValueError, match="refine must be a whole number >= 1; got 0"):

@@ -19,7 +19,7 @@ import user_pairs
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.data.transforms import digits
+from ppl_vae.data.handwritten_digits import digits
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
@@ -114,7 +114,7 @@ def test_with_the_exact_guide_every_draw_is_the_log_likelihood(num_samples):
     torch.testing.assert_close(estimate.ess, torch.full((N,), float(num_samples)).double())
     if num_samples > 1:
         assert estimate.reliable.all()
-        assert "reliable for all 30 data" in repr(estimate)
+        assert "reliable for all 30 data points" in repr(estimate)
 
 
 def test_one_draw_of_a_bad_guide_is_unreliable():
@@ -562,7 +562,7 @@ def test_few_draws_are_unreliable(num_samples):
     assert not estimate.reliable.any()
     assert estimate.k_hat.isnan().all()
     text = repr(estimate)
-    assert "NOT reliable for 30 of 30 data" in text
+    assert "NOT reliable for 30 of 30 data points" in text
     assert (
         f"unreliable because too few draws were made to assess it, {num_samples}; use at least 25"
         in text
@@ -665,7 +665,8 @@ def test_a_nearly_singular_refined_q_raises():
     with torch.no_grad():
         local.raws[0][1, 4:] = 1.2345e7 * torch.linspace(1, 2, 6)
     with pytest.raises(
-        FloatingPointError, match=r"nearly singular for 1 of 3 data.*inaccurate in torch.float32"
+        FloatingPointError,
+        match=r"nearly singular for 1 of 3 data points.*inaccurate in torch.float32",
     ):
         local.check_conditioning()
 
@@ -863,7 +864,9 @@ def test_a_result_prints_and_converts():
     assert isinstance(estimate, LogLikelihood)
     text = repr(estimate)
     unreliable = int((~estimate.reliable).sum())
-    assert f"NOT reliable for {unreliable} of 20 data, for which it is a lower bound" in text
+    assert (
+        f"NOT reliable for {unreliable} of 20 data points, for which it is a lower bound" in text
+    )
     assert f"{estimate.mean:.3f} ± {estimate.mean_error:.3f} nats per datum" in text
     assert "by importance, 500 draws, refine=0" in text
     high, allowed = float(estimate.tail_index.median()), float(estimate.limit.median())

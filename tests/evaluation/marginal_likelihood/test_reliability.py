@@ -105,7 +105,7 @@ def table(ppca, x, named, draws, seed):
 def test_reliable_intervals_cover_and_small_errors_are_reliable(K, D, seed):
     ppca = model_of(K, D, seed)
     x = ppca.sample(300, seed=seed)
-    # Ten thousand draws of 300 data for each of twelve guides: once.
+    # Ten thousand draws of 300 data points for each of twelve guides: once.
     draws = DRAWS if K == 5 else DRAWS[:-1]
     assert table(ppca, x, guides(ppca, 300), draws, seed) == []
     assert table(ppca, x, mixtures(ppca, 300), DRAWS[:-1], seed) == []

@@ -65,7 +65,7 @@ def test_without_global_variables_there_is_no_shared_error(float64):
 
 
 def test_estimates_of_batches_have_errors_of_their_own_draws(float64, monkeypatch):
-    """In batches of 8 data the draws of theta differ, and so the error of the mean is smaller."""
+    """In batches of 8 the draws of theta differ, and so the error of the mean is smaller."""
     model, guide, x = normal_mean()
     whole = log_likelihood(model, guide, x, 400, seed=0, capture=False)
     module = "ppl_vae.evaluation.marginal_likelihood.importance.block_size"

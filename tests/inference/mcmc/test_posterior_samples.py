@@ -253,7 +253,9 @@ def test_data_sets_drawn_from_the_posterior_are_given_to_arviz(iris_samples):
 
 def test_the_representation_has_verdict_and_table(iris_samples):
     text = repr(iris_samples[1])
-    assert "Gibbs, 4 chains of 300 draws of loadings, loc, noise_scale given 50 data" in text
+    assert (
+        "Gibbs, 4 chains of 300 draws of loadings, loc, noise_scale given 50 data points" in text
+    )
     assert "reliable" in text and "canonical_loadings" in text and "ESS bulk" in text
 
 

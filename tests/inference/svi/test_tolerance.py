@@ -9,7 +9,7 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, ExactGuide, PerDatumGuide, fit_svi, run_lineage
-from ppl_vae.evaluation.inference_gaps.ascent import exact_bound
+from ppl_vae.evaluation.inference_gaps.bound_history import exact_bound
 from ppl_vae.inference.svi.convergence import cycle_lengths, fit_in_cycles
 from ppl_vae.inference.svi.steps.optimizer_step import per_datum_rate
 from ppl_vae.lineage.metrics import Reference

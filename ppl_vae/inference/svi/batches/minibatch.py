@@ -223,7 +223,7 @@ class MinibatchObjective:
         return describe_rows(self.stream or Batch(self.original, self.mask))
 
     @property
-    def shared_tensors(self) -> list[Tensor]:
+    def common_tensors(self) -> list[Tensor]:
         """The tensors that all steps of an epoch read: x, and the mask if there is one.
 
         There are none if rows are read in blocks.
@@ -246,20 +246,20 @@ class MinibatchObjective:
         tensors = [batch.index, batch.x, batch.mask]
         return [tensor for tensor in tensors if tensor is not None]
 
-    def traced_value(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+    def traced_value(self, common: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
         """:meth:`value` as a function of tensors, whose operations do not depend on their values.
 
         Args:
-            shared: see :attr:`shared_tensors`.
+            common: see :attr:`common_tensors`.
             per_step: those of one step, see :meth:`step_tensors`: the numbers of the rows of the
                 batch, then, if rows are read in blocks, x and the mask if there is one. An empty
                 list is all rows.
             beta: the weight of the KL, ().
         """
-        tensors = shared
+        tensors = common
         if per_step:
             rows, *own = per_step
-            tensors = own or [tensor[rows] for tensor in shared]
+            tensors = own or [tensor[rows] for tensor in common]
         x, mask = tensors if len(tensors) > 1 else (tensors[0], None)
         batch = Batch(x, mask)
         if per_step:
@@ -270,7 +270,7 @@ class MinibatchObjective:
         """Run :meth:`traced_value` once, so that what it reads from values is cached."""
         per_step = self.step_tensors(rows)
         with isolated_store(), self.pair.dry_run():
-            self.traced_value(self.shared_tensors, per_step, torch.ones(()))
+            self.traced_value(self.common_tensors, per_step, torch.ones(()))
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""

@@ -14,7 +14,7 @@ import torch
 
 from ppl_vae.core.devices.accelerators import generator_state, set_generator_state
 from ppl_vae.core.errors import CheckpointError
-from ppl_vae.core.files import read_regular, write_whole
+from ppl_vae.core.files import read_regular, write_atomically
 from ppl_vae.inference.svi.checkpoints.checkpoint_layout import FitLayout
 
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -53,7 +53,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
-    write_whole(path, hashlib.sha256(data).digest() + data)
+    write_atomically(path, hashlib.sha256(data).digest() + data)
 
 
 def read_checkpoint(

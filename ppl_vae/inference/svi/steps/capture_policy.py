@@ -40,8 +40,8 @@ class StepPolicy(CapturePolicy):
         make_recorded: creates the recorded gradient.
         make_compiled: creates the compiled steps for a number of steps per call.
         schedule: the schedule of the fit.
-        shared: whether several processes share each batch, and exchange gradients: then compiled
-            steps are compiled gradients.
+        distributed: whether several processes share each batch, and exchange gradients: then
+            compiled steps are compiled gradients.
         in_background: whether another process can compile the steps. Otherwise the fit waits.
 
     Attributes:
@@ -58,11 +58,12 @@ class StepPolicy(CapturePolicy):
         make_compiled: Callable[..., CapturedSteps],
         schedule: Schedule,
         *,
-        shared: bool = False,
+        distributed: bool = False,
         in_background: bool = False,
     ) -> None:
         super().__init__(mode, "the training step")
-        self.schedule, self._shared, self._in_background = schedule, shared, in_background
+        self.schedule = schedule
+        self._distributed, self._in_background = distributed, in_background
         self._make_recorded, self._make_compiled = make_recorded, make_compiled
         self.recorded: RecordedGradient | None = None
         self.compiled: CapturedSteps | None = None
@@ -189,7 +190,7 @@ class StepPolicy(CapturePolicy):
             if mode == "recorded":
                 self.recorded = self._make_recorded()
                 self.reason = f"recorded: {reason}"
-            elif self._shared:
+            elif self._distributed:
                 self.recorded = self._make_recorded(compiled=True)
                 self.reason = f"compiled, the gradient of each step: {reason}"
             else:

@@ -71,8 +71,8 @@ class CapturedSteps:
             autotune_matmul=autotune_matmul,
         )
 
-    def _loss(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
-        return -self.minibatch.traced_value(shared, per_step, beta)
+    def _loss(self, common: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+        return -self.minibatch.traced_value(common, per_step, beta)
 
     def run_steps(self, rows: Sequence[Tensor | None], start: int) -> Tensor:
         """Make one step for each batch of rows; the parameters are updated in place.
@@ -138,7 +138,7 @@ class CapturedSteps:
         steps = range(start + 1, start + len(rows) + 1)
         return StepInputs(
             frozen=self._train_state.frozen_parameters(),
-            shared=self.minibatch.shared_tensors,
+            common=self.minibatch.common_tensors,
             steps=self._train_state.inputs_of(
                 per_step=[self.minibatch.step_tensors(each) for each in rows],
                 num_steps=num_steps,

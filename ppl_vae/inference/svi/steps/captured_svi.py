@@ -198,8 +198,8 @@ class CapturedSVI(SVI):
         """The gradient by recorded operations, and the step by Pyro's own optimizers."""
         trained = self._trained_tensors()
 
-        def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
-            return self._loss(call, shared)
+        def loss(common: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+            return self._loss(call, common)
 
         run = self._function(call, FunctionalGradient(loss, trained).capture, compiled=False)
         value = CapturedGradient(trained, run)(call.tensors, [])
@@ -225,12 +225,12 @@ class CapturedSVI(SVI):
             raise CompilationError(str(error)) from error
         inputs = StepInputs(
             frozen=train_state.frozen_parameters(),
-            shared=call.tensors,
+            common=call.tensors,
             steps=train_state.inputs_of([[]], num_steps, [rate], [1.0]),
         )
 
-        def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
-            return self._loss(call, shared)
+        def loss(common: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+            return self._loss(call, common)
 
         def write(after: StepState) -> None:
             train_state.write(opt_states, after, num_steps + 1)

@@ -107,7 +107,7 @@ class OptimizerStep:
         self.settings = [_settings(group) for group in self.optimizer.param_groups]
         self.scheduler: Any = None
         self.past_rates: list[list[float]] = []  # of each step, if there is a scheduler
-        tables = [t for m in modules for part in m.modules() for t in _tables(part)]
+        tables = [t for m in modules for part in m.modules() for t in _embedding_tables(part)]
         rate = per_datum_rate(self.optimizer, steps_per_epoch)
         self.per_datum = PerDatumUpdate(self.optimizer, tables, rate)
 
@@ -264,7 +264,7 @@ def _make_optimizer(
         return make(parameters, lr=lr)
 
 
-def _tables(module: nn.Module) -> list[nn.Parameter]:
+def _embedding_tables(module: nn.Module) -> list[nn.Parameter]:
     declared: Any = getattr(module, "tables", None)
     if not callable(declared):
         return []

@@ -37,8 +37,8 @@ class RecordedGradient:
         )
         self._gradient = CapturedGradient(trained, self.run)
 
-    def _loss(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
-        return -self.minibatch.traced_value(shared, per_step, beta)
+    def _loss(self, common: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+        return -self.minibatch.traced_value(common, per_step, beta)
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
         """The objective of these rows (None: all) in nats per datum; its gradient is stored.
@@ -61,4 +61,4 @@ class RecordedGradient:
             raise CaptureError(str(error)) from error
         per_step = self.minibatch.step_tensors(rows)
         beta = self.minibatch.objective.kl_weight(step)
-        return -self._gradient(self.minibatch.shared_tensors, per_step, beta)
+        return -self._gradient(self.minibatch.common_tensors, per_step, beta)

@@ -12,9 +12,9 @@ from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.inference.svi.steps.capture_policy import StepPolicy
+from ppl_vae.inference.svi.steps.distributed_step import Contribution, DistributedStep
 from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.steps.recorded_gradient import RecordedGradient
-from ppl_vae.inference.svi.steps.shared_step import Contribution, SharedStep
 
 Value = TypeVar("Value")
 
@@ -40,8 +40,8 @@ class StepRunner:
     ) -> None:
         self.minibatch, self.optimizer_step = minibatch, optimizer_step
         self.schedule, self.policy = schedule, policy
-        self.shared = SharedStep(processes, optimizer_step)
-        self.is_shared = processes.size > 1
+        self.distributed = DistributedStep(processes, optimizer_step)
+        self.is_distributed = processes.size > 1
         self._update: Callable[[], None] = lambda: None
 
     def evaluate(self, rows: Tensor | None, step: int) -> Tensor | None:
@@ -54,8 +54,8 @@ class StepRunner:
         Returns:
             None if it cannot be evaluated because the parameters have diverged.
         """
-        if self.is_shared:
-            return self._evaluate_shared(rows, step)
+        if self.is_distributed:
+            return self._evaluate_distributed(rows, step)
         recorded = self._recorded(rows)
         try:
             value = self._guarded(lambda: (recorded or self.minibatch).value(rows, step), step)
@@ -79,11 +79,11 @@ class StepRunner:
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite, and its rank."""
         find = self.minibatch.find_nonfinite_site
-        if self.is_shared:
-            return self.shared.find_nonfinite_site(find, self.minibatch.all_rows(rows))
+        if self.is_distributed:
+            return self.distributed.find_nonfinite_site(find, self.minibatch.all_rows(rows))
         return find(rows)
 
-    def _evaluate_shared(self, rows: Tensor | None, step: int) -> Tensor:
+    def _evaluate_distributed(self, rows: Tensor | None, step: int) -> Tensor:
         batch = self.minibatch.all_rows(rows)
 
         def evaluate(own: Tensor) -> Contribution | None:
@@ -91,13 +91,15 @@ class StepRunner:
             value = partial((recorded or self.minibatch).value, own, step)
             given = recorded is not None
             try:
-                return self._guarded(lambda: self.shared.evaluate(value, has_gradient=given), step)
+                return self._guarded(
+                    lambda: self.distributed.evaluate(value, has_gradient=given), step
+                )
             except CaptureError as error:  # others go on with theirs, which gives the same
                 self.policy.disable(error)
                 return evaluate(own)
 
-        whole = self.shared.run(evaluate, batch)
-        self._update = partial(self.shared.apply, whole, rows)
+        whole = self.distributed.run(evaluate, batch)
+        self._update = partial(self.distributed.apply, whole, rows)
         return whole.value
 
     def _recorded(self, rows: Tensor | None) -> RecordedGradient | None:

@@ -15,7 +15,7 @@ import combinations
 import oracles
 import user_pairs
 from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
-from ppl_vae.data.transforms import Dequantization, binarize
+from ppl_vae.data.grey_values import Dequantization, binarize
 from ppl_vae.inference.svi.batches.schedule import Schedule, epoch_generator
 from ppl_vae.inference.svi.steps.capture_policy import best_unroll
 

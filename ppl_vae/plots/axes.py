@@ -103,7 +103,7 @@ def scatter_by_class(
     """Draw points in the colours and markers of their classes, if these are at most 20.
 
     Args:
-        ax: the axes to draw on.
+        ax: the axes to plot on.
         points: their horizontal and vertical coordinates.
         labels: the class of each point, or None.
 
@@ -140,7 +140,7 @@ MIN_ROW_HEIGHT, MAX_ROW_HEIGHT = 0.24, 2.0
 CELL_HEIGHT = 0.17
 """The height of a row of cells, in inches, which its name needs."""
 MAX_NAMED, MAX_NAME_LENGTH = 24, 18
-"""The number of columns of a table that are drawn, and the length of their names."""
+"""The number of columns of a table that are shown, and the length of their names."""
 
 
 def _row_height(image_grid: ImageGrid) -> tuple[float, bool]:
@@ -156,7 +156,7 @@ def image_grid_size(image_grid: ImageGrid) -> tuple[float, float]:
     """Width and height that :func:`draw_image_grid` needs, in inches."""
     labels = 0.95 + 0.2 * image_grid.has_missing
     if image_grid.image_shape is None:
-        return SIZE[0], max(2.2, 0.9 + labels + CELL_HEIGHT * len(_drawn_columns(image_grid)))
+        return SIZE[0], max(2.2, 0.9 + labels + CELL_HEIGHT * len(_shown_columns(image_grid)))
     return SIZE[0], max(1.6, len(image_grid.values) * _row_height(image_grid)[0] + labels)
 
 
@@ -168,21 +168,21 @@ def draw_image_grid(image_grid: ImageGrid, ax: Axes) -> None:
     """
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    (_draw_images if image_grid.image_shape else _draw_table)(image_grid, ax)
+    (_draw_images if image_grid.image_shape else _plot_heatmap)(image_grid, ax)
 
 
-def table_notes(image_grid: ImageGrid) -> list[str]:
+def heatmap_notes(image_grid: ImageGrid) -> list[str]:
     """What the colours of cells mean, and which columns of the data are drawn."""
     limit = _standardized(image_grid)[1]
     notes = [
         "colour: standard deviations from the mean,",
         f"{-limit:.1f} (blue) to {limit:.1f} (red)",
     ]
-    number, drawn = len(image_grid.names), len(_drawn_columns(image_grid))
-    return [*notes, *[f"{drawn} of {number} columns, evenly spaced"] * (drawn < number)]
+    number, shown = len(image_grid.names), len(_shown_columns(image_grid))
+    return [*notes, *[f"{shown} of {number} columns, evenly spaced"] * (shown < number)]
 
 
-def _drawn_columns(image_grid: ImageGrid) -> list[int]:
+def _shown_columns(image_grid: ImageGrid) -> list[int]:
     number = len(image_grid.names)
     return np.linspace(0, number - 1, min(number, MAX_NAMED)).round().astype(int).tolist()
 
@@ -190,7 +190,7 @@ def _drawn_columns(image_grid: ImageGrid) -> list[int]:
 def _standardized(image_grid: ImageGrid) -> tuple[Float[np.ndarray, "R C D"], float]:
     # The drawn columns in their standard deviations, and the limit of the colours.
     values = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy(force=True)
-    values = values[..., _drawn_columns(image_grid)]
+    values = values[..., _shown_columns(image_grid)]
     return values, max(float(np.nanmax(np.abs(values))), 1e-12)
 
 
@@ -247,7 +247,7 @@ def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
     ax.set_yticks(centres, image_grid.row_labels)
 
 
-def _draw_table(image_grid: ImageGrid, ax: Axes) -> None:
+def _plot_heatmap(image_grid: ImageGrid, ax: Axes) -> None:
     values, limit = _standardized(image_grid)
     (rows, columns, width), gap = values.shape, 1
     canvas = np.zeros((width, rows * (columns + gap) - gap))
@@ -263,5 +263,5 @@ def _draw_table(image_grid: ImageGrid, ax: Axes) -> None:
     ax.set_xticks(centres, [shortened(label) for label in image_grid.row_labels])
     if rows > 4:
         ax.tick_params(axis="x", labelrotation=90)
-    names = axis_names(image_grid.names, _drawn_columns(image_grid))
+    names = axis_names(image_grid.names, _shown_columns(image_grid))
     ax.set_yticks(range(width), names, fontsize=SMALL)

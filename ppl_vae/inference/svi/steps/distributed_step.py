@@ -41,7 +41,7 @@ class Contribution(NamedTuple):
         return self._replace(value=torch.full_like(self.value, value))
 
 
-class SharedStep:
+class DistributedStep:
     """The exchange of gradients between evaluation and update.
 
     All gradients, and the changes of buffers such as the means of batch normalisation, are one
@@ -227,16 +227,16 @@ class SharedStep:
             dtype = torch.promote_types(dtype, parameter.dtype)
         return torch.cat([part.reshape(-1).to(dtype) for part in parts])
 
-    def _is_table(self, parameter: Tensor) -> bool:
+    def _is_per_datum(self, parameter: Tensor) -> bool:
         return any(parameter is table for table in self.optimizer_step.per_datum.tables)
 
     def _part(self, parameter: Tensor, gradient: Tensor | None, rows: Tensor) -> Tensor:
         # The message has this part of a gradient.
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
-        return gradient[rows] if self._is_table(parameter) else gradient
+        return gradient[rows] if self._is_per_datum(parameter) else gradient
 
     def _whole(self, parameter: Tensor, part: Tensor, rows: Tensor) -> Tensor:
-        if not self._is_table(parameter):
+        if not self._is_per_datum(parameter):
             return part
         return torch.zeros_like(parameter).index_copy(0, rows, part.to(parameter))
 

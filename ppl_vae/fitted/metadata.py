@@ -11,7 +11,7 @@ from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.results import Result
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
-from ppl_vae.data.transforms import Units
+from ppl_vae.data.units import Units
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 
 
@@ -76,8 +76,8 @@ class HeldOut(Result):
 
 
 @dataclass(frozen=True)
-class FitRecord(Result):
-    """The record of a fit to a table.
+class FitMetadata(Result):
+    """The metadata of a fit to a table.
 
     Attributes:
         model: its name, one of ``ppl_vae.fitted.names.MODEL_NAMES``.

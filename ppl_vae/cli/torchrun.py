@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 
-SHARED_VERBS = ("evaluate", "fit", "impute", "score")
+DISTRIBUTED_VERBS = ("evaluate", "fit", "impute", "score")
 """The commands whose work the processes share; rank 0 runs the others alone."""
 TIMEOUT = timedelta(minutes=10)
 """The longest time that a process waits for a message of the others."""
@@ -34,7 +34,7 @@ def was_restarted() -> bool:
 
 def has_nothing_to_do(arguments: list[str]) -> bool:
     """Whether rank 0 does all the work of a command, and this process is another."""
-    return launched_rank() > 0 and not set(arguments[:1]) & set(SHARED_VERBS)
+    return launched_rank() > 0 and not set(arguments[:1]) & set(DISTRIBUTED_VERBS)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def launched_processes(arguments: list[str]) -> Iterator[None]:
     Args:
         arguments: the arguments of the command line.
     """
-    if num_processes() == 1 or not set(arguments[:1]) & set(SHARED_VERBS):
+    if num_processes() == 1 or not set(arguments[:1]) & set(DISTRIBUTED_VERBS):
         yield
         return
     import torch.distributed as dist

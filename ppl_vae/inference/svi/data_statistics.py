@@ -1,4 +1,4 @@
-"""Calibration of likelihoods on all training rows, before they are evaluated."""
+"""Statistics of all training rows that likelihoods have, computed before an evaluation."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ from ppl_vae.likelihoods.gaussian import OptimalGaussian
 ROWS_PER_RUN = 4096
 """The largest number of (draw, datum) rows that go through the programs at once."""
 FINAL_ROWS = 20_000
-"""The number of (draw, datum) rows used to calibrate the final scale, but at least all data."""
+"""The number of (draw, datum) rows used to compute the final scale, but at least all data."""
 VALIDATION_ROWS = 2_000
 """The same for the temporary scale of a validation during training."""
 
@@ -53,21 +53,21 @@ def freeze_scale(
     if num_samples is not None:
         check_int("num_samples", num_samples)
     with closed_after_use(observe_rows(x, mask, model=model, guide=guide), x) as whole:
-        calibrate(pair, whole, num_samples=num_samples, seed=seed)
+        set_data_statistics(pair, whole, num_samples=num_samples, seed=seed)
 
 
-def calibrate(
+def set_data_statistics(
     pair: Pair, whole: Rows, *, num_samples: int | None = None, seed: int | None = 0
 ) -> None:
-    """Calibrate those likelihoods of a pair that need it on all rows; see :func:`freeze_scale`."""
-    if not (parts := _needing_calibration(pair)):
+    """Compute the likelihoods' statistics of all rows; see :func:`freeze_scale`."""
+    if not (parts := _with_data_statistics(pair)):
         return
     with ExitStack() as stack:
         for context in (torch.no_grad(), isolated_store(), seeded(seed)):
             stack.enter_context(context)
         stack.enter_context(pair.train_mode(False))
         for part in parts:
-            stack.enter_context(part.calibrate())
+            stack.enter_context(part.collect_statistics())
         remaining = num_samples or -(-FINAL_ROWS // len(whole))
         while remaining:
             draws = min(remaining, max(1, ROWS_PER_RUN // len(whole)))
@@ -88,7 +88,7 @@ def frozen_scale(pair: Pair, whole: Rows) -> Iterator[None]:
     if not _has_optimal_scale(pair):
         yield
         return
-    calibrate(pair, whole, num_samples=-(-VALIDATION_ROWS // len(whole)))
+    set_data_statistics(pair, whole, num_samples=-(-VALIDATION_ROWS // len(whole)))
     try:
         yield
     finally:
@@ -96,19 +96,21 @@ def frozen_scale(pair: Pair, whole: Rows) -> Iterator[None]:
 
 
 def unfreeze(pair: Pair) -> None:
-    """Discard calibrated statistics at the start of training."""
-    for part in _needing_calibration(pair):
+    """Discard these statistics at the start of training."""
+    for part in _with_data_statistics(pair):
         if isinstance(part, OptimalGaussian):
             part.unfreeze()
 
 
 def _has_optimal_scale(pair: Pair) -> bool:
-    return any(isinstance(part, OptimalGaussian) for part in _needing_calibration(pair))
+    return any(isinstance(part, OptimalGaussian) for part in _with_data_statistics(pair))
 
 
-def _needing_calibration(pair: Pair) -> list[Likelihood]:
+def _with_data_statistics(pair: Pair) -> list[Likelihood]:
     parts = (part for module in pair.modules for part in module.modules())
     found = {
-        id(part): part for part in parts if isinstance(part, Likelihood) and part.needs_calibration
+        id(part): part
+        for part in parts
+        if isinstance(part, Likelihood) and part.has_data_statistics
     }
     return list(found.values())

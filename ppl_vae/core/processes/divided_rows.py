@@ -18,7 +18,7 @@ TensorTuple = TypeVar("TensorTuple", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True)
-class SharedRows:
+class DividedRows:
     """Rows that are evaluated, and the share of this process.
 
     A process without a share evaluates one row, whose result is dropped.
