@@ -13,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from global_state import global_state
+from global_state import generators, global_state, store_names
 from ppl_vae.core.state import (
     dry_run,
     isolated_store,
@@ -29,12 +29,6 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
 from user_pairs import PAIRS, regularized
-
-
-def generators():
-    """The states of the global generators, comparable."""
-    numpy = np.random.get_state()
-    return torch.get_rng_state().tolist(), random.getstate(), (numpy[1].tolist(), *numpy[2:])
 
 
 def draw_from_all():
@@ -112,10 +106,6 @@ def test_whatever_draws_takes_a_seed(draw):
 
 def bare_model(name):
     pyro.param(name, torch.tensor(1.0), constraint=constraints.positive)
-
-
-def store_names():
-    return sorted(pyro.get_param_store().keys())
 
 
 def test_parameters_of_modules_are_not_left_in_the_store():

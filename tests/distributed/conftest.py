@@ -5,7 +5,7 @@ from workers import Workers
 
 
 @pytest.fixture(scope="session")
-def pair():
+def two():
     workers = Workers(2)
     yield workers
     workers.close()

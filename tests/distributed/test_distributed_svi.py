@@ -5,14 +5,14 @@ import math
 import pytest
 import svi_cases as cases
 import torch
-from test_linear_fits import close, table
+from tables import close, table
 
 from ppl_vae import IWAE
 
 
-def check(pair, x, options, pair_options=None):
+def check(two, x, options, pair_options=None):
     alone, objective, _, _ = cases.fit_given(x, options | {"capture": False}, pair_options)
-    found = pair.run(cases.fit_given, x, options, pair_options)
+    found = two.run(cases.fit_given, x, options, pair_options)
     for state, values, *_ in found:
         assert all(torch.equal(state[name], found[0][0][name]) for name in state)
         close(values, objective)
@@ -31,8 +31,8 @@ BATCHES = [
 
 
 @pytest.mark.parametrize("options", BATCHES, ids=str)
-def test_batches_are_shared(pair, options):
-    check(pair, table(31), {"lr": 0.05, **options})
+def test_batches_are_shared(two, options):
+    check(two, table(31), {"lr": 0.05, **options})
 
 
 OPTIONS = {
@@ -44,27 +44,27 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(pair, name):
-    check(pair, table(31), {"steps": 8, "batch_size": 10, "lr": 0.05} | OPTIONS[name])
+def test_options(two, name):
+    check(two, table(31), {"steps": 8, "batch_size": 10, "lr": 0.05} | OPTIONS[name])
 
 
-def test_missing_values(pair):
-    check(pair, table(31, missing=0.2), {"steps": 8, "batch_size": 10, "lr": 0.05})
+def test_missing_values(two):
+    check(two, table(31, missing=0.2), {"steps": 8, "batch_size": 10, "lr": 0.05})
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
-def test_parameters_per_datum(pair, batch_size):
+def test_parameters_per_datum(two, batch_size):
     options = {"steps": 8, "batch_size": batch_size, "lr": 0.05}
-    found = check(pair, table(30), options, {"per_datum": True})
+    found = check(two, table(30), options, {"per_datum": True})
     # Failure and flags of four parameters, value, W, bias, log scale, rows of the batch.
     size = 8 * (1 + 4 + 1 + 7 * 2 + 7 + 2 + 2 * (batch_size or 30))
     assert found[0][3]["sum", size] == 7  # the first one has all buffers too
 
 
-def test_batch_normalisation(pair):
+def test_batch_normalisation(two):
     """Each process normalises its own share; the moving averages are averages of all."""
     options = {"steps": 8, "batch_size": 10, "lr": 0.05}
-    found = pair.run(cases.fit_given, table(31), options, {"normalized": True})
+    found = two.run(cases.fit_given, table(31), options, {"normalized": True})
     first, second = (state for state, *_ in found)
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone, *_ = cases.fit_given(table(31), options, {"normalized": True})
@@ -72,53 +72,53 @@ def test_batch_normalisation(pair):
     assert int(first["norm.num_batches_tracked"]) == 8
 
 
-def test_early_stopping_is_agreed(pair):
+def test_early_stopping_is_agreed(two):
     x = table(60)
     options = {"epochs": 200, "batch_size": 20, "lr": 0.03, "patience": 1, "capture": False}
-    found = pair.run(cases.fit_vae, x[:45], options, x[45:])
+    found = two.run(cases.fit_vae, x[:45], options, x[45:])
     (first, result), (second, other) = found
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert result.stopped == other.stopped
     assert result.validation.tolist() == other.validation.tolist()
 
 
-def test_a_checkpoint_continues_under_another_number_of_processes(pair, tmp_path):
+def test_a_checkpoint_continues_under_another_number_of_processes(two, tmp_path):
     x, options = table(31), {"batch_size": 10, "lr": 0.05}
     whole, objective, *_ = cases.fit_given(x, {"steps": 60, **options})
     stored = {"checkpoint": str(tmp_path / "of two"), **options}
-    pair.run(cases.fit_given, x, {"steps": 27, **stored})
-    for _, values, *_ in pair.run(cases.fit_given, x, {"steps": 30, **stored}):
+    two.run(cases.fit_given, x, {"steps": 27, **stored})
+    for _, values, *_ in two.run(cases.fit_given, x, {"steps": 30, **stored}):
         close(values, objective[:30])
     state, values, *_ = cases.fit_given(x, {"steps": 60, **stored})
     close(values, objective)
     close(state["decoder.weight"], whole["decoder.weight"])
     stored["checkpoint"] = str(tmp_path / "of one")
     cases.fit_given(x, {"steps": 27, **stored})
-    for state, values, *_ in pair.run(cases.fit_given, x, {"steps": 60, **stored}):
+    for state, values, *_ in two.run(cases.fit_given, x, {"steps": 60, **stored}):
         close(values, objective)
         close(state["decoder.weight"], whole["decoder.weight"])
 
 
-def test_random_draws_resume_bit_for_bit(pair, tmp_path):
+def test_random_draws_resume_bit_for_bit(two, tmp_path):
     x, options = table(31), {"batch_size": 10, "capture": False}
-    whole = pair.run(cases.fit_vae, x, {"steps": 60, **options})
+    whole = two.run(cases.fit_vae, x, {"steps": 60, **options})
     stored = {"checkpoint": str(tmp_path / "fit"), **options}
-    pair.run(cases.fit_vae, x, {"steps": 30, **stored})
-    resumed = pair.run(cases.fit_vae, x, {"steps": 60, **stored})
+    two.run(cases.fit_vae, x, {"steps": 30, **stored})
+    resumed = two.run(cases.fit_vae, x, {"steps": 60, **stored})
     for (state, _), (expected, _) in zip(resumed, whole, strict=True):
         assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
-def test_recorded_steps(pair, batch_size):
+def test_recorded_steps(two, batch_size):
     options = {"steps": 6, "batch_size": batch_size, "capture": "recorded"}
-    found = check(pair, table(30), options)
+    found = check(two, table(30), options)
     assert found[0][2].execution.startswith("recorded")
 
 
 @pytest.mark.slow
-def test_captured_steps(pair):
-    found = check(pair, table(30), {"steps": 6, "batch_size": 10, "capture": True})
+def test_captured_steps(two):
+    found = check(two, table(30), {"steps": 6, "batch_size": 10, "capture": True})
     assert found[0][2].execution.startswith("compiled, the gradient of each step")
 
 
@@ -136,17 +136,17 @@ def test_four_processes(four, rows, capture):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_four_processes(four, pair, tmp_path):
+def test_a_checkpoint_of_four_processes(four, two, tmp_path):
     x, options = table(31), {"batch_size": 10, "lr": 0.05, "checkpoint": str(tmp_path / "fit")}
     four.run(cases.fit_given, x, {"steps": 27} | options)
-    pair.run(cases.fit_given, x, {"steps": 40} | options)
+    two.run(cases.fit_given, x, {"steps": 40} | options)
     _, objective, *_ = cases.fit_given(x, {"steps": 60, "batch_size": 10, "lr": 0.05})
     for _, values, *_ in four.run(cases.fit_given, x, {"steps": 60} | options):
         close(values, objective)
 
 
-def test_processes_draw_independently(pair):
-    noise = pair.run(cases.draws_of_a_fit, table(20))
+def test_processes_draw_independently(two):
+    noise = two.run(cases.draws_of_a_fit, table(20))
     assert not set(noise[0]) & set(noise[1])
 
 
@@ -179,7 +179,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_what_differs_is_named_on_every_process(pair, name):
+def test_what_differs_is_named_on_every_process(two, name):
     first, second, message = DIFFERENT[name]
-    for text in pair.errors(cases.fit_of_rank, table(30), each=[(first,), (second,)]):
+    for text in two.errors(cases.fit_of_rank, table(30), each=[(first,), (second,)]):
         assert message in text

@@ -5,33 +5,33 @@ import math
 import evaluation_cases as cases
 import pytest
 import torch
-from test_linear_fits import close, table
+from tables import close, table
 
 
 @pytest.mark.parametrize("kind", ["log_likelihood", "elbo", "gaps"])
 @pytest.mark.parametrize("rows", [1, 31])
-def test_exact_values_are_gathered_in_order(pair, kind, rows):
+def test_exact_values_are_gathered_in_order(two, kind, rows):
     x = table(31, missing=0.1)[:rows]
-    for value in pair.run(cases.exact, kind, x):
+    for value in two.run(cases.exact, kind, x):
         close(value, cases.exact(kind, x))
 
 
-def test_imputations_are_gathered_in_order(pair):
+def test_imputations_are_gathered_in_order(two):
     x = table(31, missing=0.1)
-    first, second = pair.run(cases.exact, "impute", x)
+    first, second = two.run(cases.exact, "impute", x)
     assert torch.equal(first, second)
     # Means of 10,000 draws of E[x | z], whose standard deviation is that of W z, about one.
     torch.testing.assert_close(first, cases.exact("impute", x), rtol=0, atol=0.06)
 
 
-def test_rows_in_the_given_order(pair):
-    for value in pair.run(cases.rows_of, table(31)):
+def test_rows_in_the_given_order(two):
+    for value in two.run(cases.rows_of, table(31)):
         close(value, cases.rows_of(table(31)))
 
 
-def test_random_draws(pair):
+def test_random_draws(two):
     x = table(31, missing=0.1)
-    first, second = pair.run(cases.sampled, x)
+    first, second = two.run(cases.sampled, x)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     # Under the posterior the ELBO is log p; the mean of 31 x 200 draws of log p(x | z), whose
     # standard deviation is below 3 nats, has an error below 0.04.
@@ -39,22 +39,22 @@ def test_random_draws(pair):
     assert abs(float(first[0].mean() - exact)) < 0.16
 
 
-def test_draws_without_a_seed(pair):
-    first, second = pair.run(cases.unseeded, table(31))
+def test_draws_without_a_seed(two):
+    first, second = two.run(cases.unseeded, table(31))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_process_works_alone(pair, rank):
+def test_one_process_works_alone(two, rank):
     x = table(31)
-    found = pair.run(cases.alone_on_rank, rank, x)
+    found = two.run(cases.alone_on_rank, rank, x)
     assert found[1 - rank] is None
     close(found[rank], cases.exact("log_likelihood", x))
 
 
-def test_imputation_from_a_posterior_is_shared(pair):
+def test_imputation_from_a_posterior_is_shared(two):
     x = table(31, missing=0.1)
-    alone, found = cases.moments_from_posterior(x), pair.run(cases.moments_from_posterior, x)
+    alone, found = cases.moments_from_posterior(x), two.run(cases.moments_from_posterior, x)
     for first, second, expected in zip(*found, alone, strict=True):
         assert torch.equal(first, second)
         if expected is not alone[-1]:  # joint draws
@@ -111,29 +111,29 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_differs_is_named_on_every_process(pair, name):
+def test_what_differs_is_named_on_every_process(two, name):
     kind, first, second, message = OTHERS[name]
-    for text in pair.errors(cases.call_kw, kind, X, each=[(first,), (second,)]):
+    for text in two.errors(cases.call_kw, kind, X, each=[(first,), (second,)]):
         assert message in text
 
 
-def test_missing_values_on_one_process(pair):
+def test_missing_values_on_one_process(two):
     """A process whose table is complete imputes nothing, and must not leave the others alone."""
     for kind in ("impute", "impute from a posterior"):
         each = [(table(31), {}), (X, {})]
-        for text in pair.errors(cases.call_kw, kind, each=each):
+        for text in two.errors(cases.call_kw, kind, each=each):
             assert "x is 31 x 7" in text or "mask is" in text
 
 
-def test_a_mistake_of_the_user(pair):
-    for text in pair.errors(cases.failing, table(31)):
+def test_a_mistake_of_the_user(two):
+    for text in two.errors(cases.failing, table(31)):
         assert "ZeroDivisionError: a mistake of the user" in text
 
 
-def test_blocks_of_other_rows_are_found(pair, tmp_path):
+def test_blocks_of_other_rows_are_found(two, tmp_path):
     """Rows that each process reads from a file of its own are compared."""
     for name, shift in (("first", 0.0), ("second", 1.0)):
         (table(31) + shift).numpy().tofile(tmp_path / name)
     each = [(str(tmp_path / name),) for name in ("first", "second")]
-    for text in pair.errors(cases.elbo_of_file, each=each):
+    for text in two.errors(cases.elbo_of_file, each=each):
         assert "elbo: x is 31 x 7" in text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import svi_cases as cases
 import torch
-from test_linear_fits import table
+from tables import table
 from workers import SECONDS, Workers
 
 

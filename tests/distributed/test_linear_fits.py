@@ -5,21 +5,7 @@ import math
 import cases
 import pytest
 import torch
-
-TOLERANCE = 1e-12
-
-
-def table(rows=101, columns=7, missing=0.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
-    w = torch.randn(2, columns, generator=generator, dtype=torch.float64)
-    x = z @ w + 0.8 * torch.randn(rows, columns, generator=generator, dtype=torch.float64) + 3.0
-    x[torch.rand(rows, columns, generator=generator) < missing] = math.nan
-    return x
-
-
-def close(value, expected):
-    torch.testing.assert_close(value, expected, rtol=TOLERANCE, atol=TOLERANCE)
+from tables import close, table
 
 
 def distribution(state):
@@ -44,51 +30,51 @@ COMPLETE = [("closed form", "isotropic"), ("EM", "isotropic"), ("EM", "diagonal"
 
 
 @pytest.mark.parametrize(("kind", "noise"), COMPLETE)
-def test_complete_tables(pair, kind, noise):
-    check(pair, kind, table(), noise=noise)
+def test_complete_tables(two, kind, noise):
+    check(two, kind, table(), noise=noise)
 
 
 @pytest.mark.parametrize("cuts", [[1], [0], [101], [17]])
-def test_any_division_of_the_rows(pair, cuts):
-    check(pair, "EM", table(), cuts)
-    check(pair, "EM", table(missing=0.2), cuts, max_iterations=8)
+def test_any_division_of_the_rows(two, cuts):
+    check(two, "EM", table(), cuts)
+    check(two, "EM", table(missing=0.2), cuts, max_iterations=8)
 
 
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
-def test_missing_values(pair, noise):
-    check(pair, "EM", table(missing=0.2), noise=noise, max_iterations=20)
-    check(pair, "variational EM", table(missing=0.2), noise=noise, max_iterations=8)
+def test_missing_values(two, noise):
+    check(two, "EM", table(missing=0.2), noise=noise, max_iterations=20)
+    check(two, "variational EM", table(missing=0.2), noise=noise, max_iterations=8)
 
 
-def test_a_column_that_one_process_never_observes(pair):
+def test_a_column_that_one_process_never_observes(two):
     x = table(missing=0.1)
     x[:20, 3] = math.nan
-    check(pair, "EM", x, [20], max_iterations=8)
+    check(two, "EM", x, [20], max_iterations=8)
 
 
-def test_a_scatter_matrix_is_summed(pair):
+def test_a_scatter_matrix_is_summed(two):
     check_sums = cases.small_products_only(table())[0]
-    for state, *_ in pair.run(cases.small_products_only, table()):
+    for state, *_ in two.run(cases.small_products_only, table()):
         close(distribution(state)["loadings"], distribution(check_sums)["loadings"])
 
 
-def test_more_columns_than_rows(pair):
+def test_more_columns_than_rows(two):
     x = table(rows=9, columns=30)
-    check(pair, "closed form", x)
-    check(pair, "EM", x, [9], max_iterations=5)
+    check(two, "closed form", x)
+    check(two, "EM", x, [9], max_iterations=5)
 
 
-def test_tables_with_enormous_entries_on_one_process(pair):
+def test_tables_with_enormous_entries_on_one_process(two):
     x = table()
     x[50:] *= 1e200
-    check(pair, "closed form", x, [50])
+    check(two, "closed form", x, [50])
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
-def test_variational_bayes_and_gibbs_sampling(pair, missing):
+def test_variational_bayes_and_gibbs_sampling(two, missing):
     x = table(missing=missing)
     _, objective, loadings, draws, _ = cases.bayesian(x)
-    found = pair.run(cases.bayesian, x, [30])
+    found = two.run(cases.bayesian, x, [30])
     for _, values, means, same_draws, _ in found:
         close(values, objective)
         close(means.abs(), loadings.abs())
@@ -98,15 +84,15 @@ def test_variational_bayes_and_gibbs_sampling(pair, missing):
         torch.testing.assert_close(loc, expected, rtol=0.5, atol=0.5)
 
 
-def test_draws_without_a_seed_are_the_same_on_all_processes(pair):
-    first, second = pair.run(cases.unseeded_draws, table())
+def test_draws_without_a_seed_are_the_same_on_all_processes(two):
+    first, second = two.run(cases.unseeded_draws, table())
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_messages_do_not_depend_on_the_number_of_rows(pair):
+def test_messages_do_not_depend_on_the_number_of_rows(two):
     options = {"max_iterations": 3, "tol": 1e-300}
     (few, _), (many, _) = (
-        pair.run(cases.messages_of, "EM", table(rows, missing=0.2), options) for rows in (40, 160)
+        two.run(cases.messages_of, "EM", table(rows, missing=0.2), options) for rows in (40, 160)
     )
     assert few == many
     k, d = 2, 7
@@ -162,9 +148,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_differs_is_named_on_every_process(pair, name):
+def test_what_differs_is_named_on_every_process(two, name):
     *each, message = OTHERS[name]
-    for text in pair.errors(cases.fit_of_rank, each=[(one,) for one in each]):
+    for text in two.errors(cases.fit_of_rank, each=[(one,) for one in each]):
         assert message in text
 
 

@@ -1,6 +1,7 @@
-"""Settings of the process that no test may change."""
+"""Settings of the process that no test may change, its generators and Pyro's parameters."""
 
 import logging
+import random
 import sys
 
 import numpy as np
@@ -45,3 +46,13 @@ def restore(state):
     for name, level in state["log levels"].items():
         logging.getLogger(name).setLevel(level)
     np.seterr(**state["numpy errors"])
+
+
+def generators():
+    """The states of the global generators, comparable."""
+    numpy = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), (numpy[1].tolist(), *numpy[2:])
+
+
+def store_names():
+    return sorted(pyro.get_param_store().keys())

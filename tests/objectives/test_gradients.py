@@ -11,13 +11,14 @@ from pyro.infer import SVI
 from scipy import stats
 
 import oracles
+from draws import draw
+from gradients import parameters_of, ppca_pair, value_and_gradients
 from loops import Recorder, slow_log_joints
 from ppl_vae import VAE, CapturedSVI, ExactGuide
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import train_mode
 from ppl_vae.objectives.bounds import ELBO, IWAE
-from test_objectives import draw, parameters_of, ppca_pair, value_and_gradients
 from user_pairs import PAIRS, auto_normal
 
 S = 2

@@ -13,17 +13,17 @@ from torch import nn
 
 import oracles
 from draws import draw
+from global_state import generators, store_names
+from gradients import parameters_of, ppca_pair, value_and_gradients
 from loops import Recorder, slow_joint_log_weights, slow_log_weights
-from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import train_mode
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.objectives.bounds import ELBO, IWAE, elbo, log_weights
-from test_state import generators, store_names
 from user_pairs import PAIRS, auto_normal, param_table
 
 WRAPS = [lambda p: p, lambda p: poutine.block(p, hide=[])]
@@ -32,38 +32,8 @@ each_pair = pytest.mark.parametrize("name", PAIRS)
 D, K, N = 6, 2, 12
 
 
-def ppca_pair(covariance="diagonal", N=N):
-    """PPCA in general position, a guide with a free q per datum, and data; float64."""
-    ppca = PPCA(D, K, seed=0).double().assign(loc=draw(D, seed=1), noise_scale=0.6)
-    guide = PerDatumGuide(N, K, covariance=covariance).double()
-    with torch.no_grad():
-        for seed, p in enumerate(guide.parameters()):
-            p.copy_(0.5 * draw(*p.shape, seed=seed + 2))
-    return ppca, guide, ppca.sample(N, seed=3)
-
-
 def log_mean_exp(weights):
     return torch.logsumexp(weights, 0) - math.log(len(weights))
-
-
-def parameters_of(model, guide, x, **keywords):
-    """The parameters of a pair: those that Pyro sees, and those of networks closed over."""
-    with torch.random.fork_rng(), torch.no_grad(), poutine.trace(param_only=True) as trace:
-        guide(x, **keywords)
-        model(x, **keywords)
-    observed = [site["value"].unconstrained() for site in trace.trace.nodes.values()]
-    around = [p for module in modules_of(model, guide) for p in module.parameters()]
-    return list({id(p): p for p in (*observed, *around) if p.requires_grad}.values())
-
-
-def value_and_gradients(objective, model, guide, x, **keywords):
-    """A loss under a fixed seed and its gradients, those of the parameters that have one."""
-    parameters = parameters_of(model, guide, x, **keywords)
-    torch.manual_seed(0)
-    value = objective.differentiable_loss(model, guide, x, **keywords)
-    grads = torch.autograd.grad(value, parameters, allow_unused=True)
-    assert any(g is not None and g.any() for g in grads)
-    return value, grads
 
 
 def assert_same(first, second, rtol=1e-9, atol=1e-9):

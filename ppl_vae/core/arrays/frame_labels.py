@@ -37,7 +37,7 @@ class Labels(ABC):
         """A frame of the same rows; ``columns`` None: those that the frame itself had."""
 
     @abstractmethod
-    def columns(self, columns: Mapping[str, np.ndarray]) -> Frame:
+    def frame_of_columns(self, columns: Mapping[str, np.ndarray]) -> Frame:
         """Several numbers per row, as columns of their own dtypes."""
 
     @abstractmethod
@@ -87,7 +87,7 @@ class PandasLabels(Labels):
         known = all(name in position_of for name in columns)
         return own[[position_of[name] for name in columns]] if known else list(columns)
 
-    def columns(self, columns: Mapping[str, np.ndarray]) -> Frame:
+    def frame_of_columns(self, columns: Mapping[str, np.ndarray]) -> Frame:
         """A ``pandas.DataFrame``."""
         import pandas as pd
 
@@ -122,9 +122,9 @@ class NarwhalsLabels(Labels):
     def frame(self, values: np.ndarray, columns: Sequence[Name] | None) -> Frame:
         """A frame of the library."""
         names = map(str, columns or self.columns or range(values.shape[1]))
-        return self.columns(dict(zip(names, values.T, strict=True)))
+        return self.frame_of_columns(dict(zip(names, values.T, strict=True)))
 
-    def columns(self, columns: Mapping[str, np.ndarray]) -> Frame:
+    def frame_of_columns(self, columns: Mapping[str, np.ndarray]) -> Frame:
         """A frame of the library."""
         import narwhals as nw
 
@@ -180,14 +180,14 @@ class XarrayLabels(Labels):
         is_data = columns is None or set(columns) <= set(self.columns or ())
         names = list(columns or self.columns or ()) or None
         if self.is_dataset:
-            return self.columns(dict(zip(names or (), values.T, strict=True)))
+            return self.frame_of_columns(dict(zip(names or (), values.T, strict=True)))
         coords = dict(self.rows or {})
         if names is not None:
             column = column if is_data else "code"
             coords[column] = names
         return xr.DataArray(values, dims=(row, column), coords=coords)
 
-    def columns(self, columns: Mapping[Any, np.ndarray]) -> Frame:
+    def frame_of_columns(self, columns: Mapping[Any, np.ndarray]) -> Frame:
         """A ``Dataset``."""
         import xarray as xr
 

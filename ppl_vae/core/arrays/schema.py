@@ -164,7 +164,7 @@ class RowLabels:
         """Several numbers per row, as a frame with these columns."""
         if self.frame_labels is None:
             raise ValueError("rows of arrays have no labels")
-        return self.frame_labels.columns(columns)
+        return self.frame_labels.frame_of_columns(columns)
 
     def take(self, rows: Tensor) -> "RowLabels":
         """The labels of some rows."""

@@ -8,19 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils import data as torch_data
 
 from ppl_vae import PPCA, VAE, elbo, fit_closed_form, fit_svi, impute
 from ppl_vae.data.sources import observed_rows, parquet_source
@@ -37,7 +25,7 @@ def fit(source, **options):
     return fit_svi(vae.model, vae.guide, source, **options)
 
 
-class Items(Dataset):
+class Items(torch_data.Dataset):
     """A dataset of given items, or of those that a function of the place makes."""
 
     def __init__(self, items):
@@ -50,7 +38,7 @@ class Items(Dataset):
         return self.items(place) if callable(self.items) else self.items[place]
 
 
-class Stream(IterableDataset):
+class Stream(torch_data.IterableDataset):
     """A stream that ends earlier each time it is read."""
 
     def __init__(self, numbers):
@@ -70,7 +58,7 @@ class Once:
         return self.blocks
 
 
-class Unsized(Dataset):
+class Unsized(torch_data.Dataset):
     def __getitem__(self, place):
         return TENSOR[place]
 
@@ -91,12 +79,18 @@ BAD = {
     "objects": (Items(lambda n: Photograph()), TypeError, "it yields Photograph"),
     "dictionaries": (Items(lambda n: {"x": TENSOR[n]}), TypeError, "it yields dict"),
     "dictionaries in batches": (
-        DataLoader(Items(lambda n: {"x": TENSOR[n]}), batch_size=5, collate_fn=lambda b: b[0]),
+        torch_data.DataLoader(
+            Items(lambda n: {"x": TENSOR[n]}), batch_size=5, collate_fn=lambda b: b[0]
+        ),
         TypeError,
         "it yields dict.*collate_fn",
     ),
-    "three parts": (TensorDataset(TENSOR, TENSOR, TENSOR), TypeError, "it yields 3 parts"),
-    "numbers": (TensorDataset(TENSOR[:, 0]), ValueError, r"an array of shape \(1,\)"),
+    "three parts": (
+        torch_data.TensorDataset(TENSOR, TENSOR, TENSOR),
+        TypeError,
+        "it yields 3 parts",
+    ),
+    "numbers": (torch_data.TensorDataset(TENSOR[:, 0]), ValueError, r"an array of shape \(1,\)"),
     "ragged": (
         Items(lambda n: TENSOR[n, : 2 + (n != 7)]),
         ValueError,
@@ -105,28 +99,42 @@ BAD = {
     "changing widths": ([X[:20], X[20:, :2]], ValueError, r"they have \[2, 3\] columns"),
     "no items": (Items([]), ValueError, "without items"),
     "missing values": (
-        TensorDataset(changed(5, np.nan)),
+        torch_data.TensorDataset(changed(5, np.nan)),
         ValueError,
         "x has 3 missing entries, but the model takes no keyword 'mask'",
     ),
-    "infinite values": (TensorDataset(changed(5, np.inf)), ValueError, "x has 3 infinite entries"),
-    "another width": (TensorDataset(TENSOR[:, :2]), ValueError, r"must have shape \(rows, 3\)"),
+    "infinite values": (
+        torch_data.TensorDataset(changed(5, np.inf)),
+        ValueError,
+        "x has 3 infinite entries",
+    ),
+    "another width": (
+        torch_data.TensorDataset(TENSOR[:, :2]),
+        ValueError,
+        r"must have shape \(rows, 3\)",
+    ),
     "an iterator": (iter([X]), ValueError, "can be read only once"),
     "a generator": ((part for part in [X]), ValueError, "can be read only once"),
     "weights": (
-        DataLoader(TensorDataset(TENSOR), 10, sampler=WeightedRandomSampler([1.0] * N, N)),
+        torch_data.DataLoader(
+            torch_data.TensorDataset(TENSOR),
+            10,
+            sampler=torch_data.WeightedRandomSampler([1.0] * N, N),
+        ),
         ValueError,
         "a WeightedRandomSampler, which does not draw each row once per epoch",
     ),
     "shares of several processes": (
-        DataLoader(
-            TensorDataset(TENSOR), 10, sampler=DistributedSampler(TENSOR, num_replicas=2, rank=0)
+        torch_data.DataLoader(
+            torch_data.TensorDataset(TENSOR),
+            10,
+            sampler=torch_data.DistributedSampler(TENSOR, num_replicas=2, rank=0),
         ),
         ValueError,
         r"a DistributedSampler, .* \(loader.dataset\)",
     ),
     "own batches": (
-        DataLoader(TensorDataset(TENSOR), batch_sampler=[[0, 1], [2, 3]]),
+        torch_data.DataLoader(torch_data.TensorDataset(TENSOR), batch_sampler=[[0, 1], [2, 3]]),
         ValueError,
         r"a list, .* \(loader.dataset\)",
     ),
@@ -134,14 +142,14 @@ BAD = {
     "no length": (Unsized(), TypeError, "x is a Dataset without a length"),
     "nothing streamed": (Stream([0] * 9), ValueError, "x is empty"),
     "rows without batches": (
-        DataLoader(Stream([N] * 9), batch_size=None),
+        torch_data.DataLoader(Stream([N] * 9), batch_size=None),
         ValueError,
         r"batches of rows, \(B, D\); it yields an array of shape \(3,\)",
     ),
     "named fields": (np.zeros(9, [("a", "f4"), ("b", "f4")]), TypeError, "x"),
     "replacement": (
-        DataLoader(
-            TensorDataset(TENSOR),
+        torch_data.DataLoader(
+            torch_data.TensorDataset(TENSOR),
             10,
             sampler=torch.utils.data.RandomSampler(TENSOR, replacement=True),
         ),
@@ -149,7 +157,7 @@ BAD = {
         r"a RandomSampler, .* \(loader.dataset\)",
     ),
     "other batches": (
-        DataLoader(TensorDataset(TENSOR), batch_size=20),
+        torch_data.DataLoader(torch_data.TensorDataset(TENSOR), batch_size=20),
         ValueError,
         "batch_size=10 is not the batch_size of the DataLoader, 20",
     ),
@@ -185,7 +193,7 @@ def test_a_folder_without_parquet_files_is_refused(tmp_path):
 
 def test_arguments_that_need_all_rows_are_refused(monkeypatch):
     monkeypatch.setattr(observed_rows, "LOADED_NUMBERS", 0)
-    source = TensorDataset(TENSOR)
+    source = torch_data.TensorDataset(TENSOR)
     with pytest.raises(ValueError, match=r"batch_size is required .* x has 60 rows"):
         fit(source, batch_size=None)
     with pytest.raises(ValueError, match="epoch_transform needs all rows in memory"):
@@ -193,7 +201,7 @@ def test_arguments_that_need_all_rows_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"mask requires .* may yield \(rows, mask\)"):
         fit(source, mask=np.ones((N, D), bool))
     with pytest.raises(ValueError, match=r"x_val must have shape \(rows, 3\)"):
-        fit(source, x_val=TensorDataset(TENSOR[:, :2]))
+        fit(source, x_val=torch_data.TensorDataset(TENSOR[:, :2]))
 
 
 def test_random_rows_are_new_in_each_epoch_and_not_resumed(tmp_path):
@@ -225,14 +233,18 @@ def test_streams_must_have_the_same_number_of_rows(monkeypatch):
 
 def test_global_generators_are_left_alone():
     state = torch.get_rng_state()
-    fit(DataLoader(TensorDataset(TENSOR), batch_size=10, shuffle=True))
+    fit(torch_data.DataLoader(torch_data.TensorDataset(TENSOR), batch_size=10, shuffle=True))
     fit(Items(lambda n: TENSOR[n] + torch.randn(D)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_labels_are_noted_and_not_used():
     labels = torch.arange(N)
-    found = fit(DataLoader(TensorDataset(TENSOR, labels), batch_size=10, shuffle=True))
+    found = fit(
+        torch_data.DataLoader(
+            torch_data.TensorDataset(TENSOR, labels), batch_size=10, shuffle=True
+        )
+    )
     assert "labels that came with the rows of x were not used" in found.notes
     assert found.objective.tolist() == fit(TENSOR).objective.tolist()
     assert fit(Items(lambda n: (TENSOR[n], f"name {n}"))).notes == found.notes
@@ -240,7 +252,7 @@ def test_labels_are_noted_and_not_used():
 
 def test_images_are_flattened_as_in_the_loop_of_a_tutorial():
     images = TENSOR.reshape(N, 1, 3, 1)
-    loader = DataLoader(Items(lambda n: (images[n], n)), batch_size=10, shuffle=True)
+    loader = torch_data.DataLoader(Items(lambda n: (images[n], n)), batch_size=10, shuffle=True)
     assert fit(loader).objective.tolist() == fit(TENSOR).objective.tolist()
 
 
@@ -253,18 +265,23 @@ def test_lists_and_whole_numbers_are_rows():
 def test_subsets_are_data_sets_of_their_own():
     chosen = list(range(5, 45))
     expected = fit(TENSOR[5:45]).objective.tolist()
-    assert fit(Subset(TensorDataset(TENSOR), chosen)).objective.tolist() == expected
-    sampler = SubsetRandomSampler(chosen)
-    loader = DataLoader(TensorDataset(TENSOR), 10, sampler=sampler)
+    assert (
+        fit(torch_data.Subset(torch_data.TensorDataset(TENSOR), chosen)).objective.tolist()
+        == expected
+    )
+    sampler = torch_data.SubsetRandomSampler(chosen)
+    loader = torch_data.DataLoader(torch_data.TensorDataset(TENSOR), 10, sampler=sampler)
     assert fit(loader).objective.tolist() == expected
 
 
 def test_batches_of_a_loader():
-    loader = DataLoader(TensorDataset(TENSOR), batch_size=25, shuffle=True, drop_last=True)
+    loader = torch_data.DataLoader(
+        torch_data.TensorDataset(TENSOR), batch_size=25, shuffle=True, drop_last=True
+    )
     found = fit(loader, batch_size=None, steps=None, epochs=3)
     assert found.steps == 6
     assert "drop_last left 10 of 60 rows out of each epoch" in str(found.notes)
-    by_size = DataLoader(TensorDataset(TENSOR), batch_size=100, shuffle=True)
+    by_size = torch_data.DataLoader(torch_data.TensorDataset(TENSOR), batch_size=100, shuffle=True)
     assert (
         fit(by_size, batch_size=None).objective.tolist()
         == fit(TENSOR, batch_size=None).objective.tolist()
@@ -274,12 +291,12 @@ def test_batches_of_a_loader():
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_batches_of_a_batch_sampler(shuffle):
     """A sampler of batches is that of the loader's own arguments."""
-    rows = TensorDataset(TENSOR)
-    order = RandomSampler(rows) if shuffle else SequentialSampler(rows)
-    batches = BatchSampler(order, 25, drop_last=True)
+    rows = torch_data.TensorDataset(TENSOR)
+    order = torch_data.RandomSampler(rows) if shuffle else torch_data.SequentialSampler(rows)
+    batches = torch_data.BatchSampler(order, 25, drop_last=True)
     options = {"batch_size": None, "steps": None, "epochs": 3}
-    found = fit(DataLoader(rows, batch_sampler=batches), **options)
-    expected = fit(DataLoader(rows, 25, shuffle=shuffle, drop_last=True), **options)
+    found = fit(torch_data.DataLoader(rows, batch_sampler=batches), **options)
+    expected = fit(torch_data.DataLoader(rows, 25, shuffle=shuffle, drop_last=True), **options)
     assert found.objective.tolist() == expected.objective.tolist()
 
 
