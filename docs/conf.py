@@ -38,7 +38,7 @@ nitpick_ignore_regex = [
     ("py:class", "Tensor|ndarray"),  # inside the annotations of jaxtyping
     ("py:class", r"dict\[int"),  # a part of the type of a private field
     # Type variables.
-    ("py:(class|obj)", r"ppl_vae\.(lineage\.common\.(Fitted|AnyRow)|models\.storage\.P)"),
+    ("py:(class|obj)", r"ppl_vae\.(lineage\.stage\.(Fitted|AnyRow)|models\.storage\.P)"),
 ]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "sg_execution_times.rst"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}

@@ -62,6 +62,9 @@ class Pair:
         default_factory=list, init=False, repr=False, compare=False
     )
     _has_globals: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+    _inspected: list[PairTraces] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name, program in (("model", self.model), ("guide", self.guide)):
@@ -192,6 +195,19 @@ class Pair:
         if not self._has_globals:
             self._has_globals.append(bool(traces.global_latent))
         return traces
+
+    def inspect(self, batch: Batch) -> PairTraces:
+        """A run in evaluation mode from which properties of the sites are read.
+
+        It is made once, with the first batch, since they are properties of the programs.
+
+        Raises:
+            ValueError: as :func:`ppl_vae.core.traces.check_pair`.
+        """
+        if not self._inspected:
+            with dry_run_eval(self.model, self.guide):
+                self._inspected.append(self.run(batch))
+        return self._inspected[0]
 
     def sample_dim(self, batch: Batch) -> int | None:
         """The dimension at which a plate of samples fits: one left of the programs' own nesting.

@@ -16,7 +16,6 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
 from ppl_vae.core.stacked_draws import StackedDraws
-from ppl_vae.core.state import dry_run_eval
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -145,10 +144,8 @@ def check_importance_samplable(pair: Pair, batch: Batch) -> None:
         ValueError: if the model's prior is improper, or the guide is a point mass; as
             :func:`ppl_vae.core.traces.check_pair`.
     """
-    with dry_run_eval(pair.model, pair.guide):
-        run = pair.run(batch)
     check_densities(
-        run,
+        pair.inspect(batch),
         "use a guide with a scale, or log_likelihood(model, None, x, method='annealed'), which "
         "needs no guide",
     )

@@ -120,8 +120,7 @@ def diagnose_latents(
         batches: all of them.
         num_samples: draws per datum of the estimates, S.
     """
-    with pair.dry_run():
-        run = pair.run(first)
+    run = pair.inspect(first)
     drawn, found = run.drawn, discrete_sites(run)
     refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
     variables = {name: list(_variables(name, site)) for name, site in found.items()}

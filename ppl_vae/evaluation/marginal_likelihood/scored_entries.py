@@ -46,9 +46,8 @@ def num_scored(
 
 
 def entries_per_row(pair: Pair, batch: Batch) -> int:
-    """The number of entries in a row of the model's observed sites; the pair is run once."""
-    with pair.dry_run():
-        run = pair.run(batch)
+    """The number of entries in a row of the model's observed sites."""
+    run = pair.inspect(batch)
     # A pyro.factor is an observed site with an empty value.
     observed = [site for site in run.observed.values() if site["value"].numel()]
     values = [by_draw_and_datum(run, site, site["value"]) for site in observed]

@@ -39,22 +39,29 @@ def check_lookup(pair: Pair, named: Mapping[str, Tensor], whole: Rows, batch_siz
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
     order = order.to(whole.device)
     first, second = order[:batch_size], order[1 : batch_size + 1]
-    owners = []
+
+    def owners(rows: Tensor) -> list[Tensor]:
+        run = pair.run(whole.rows(rows))
+        return _owners(run.log_weights()[0, :MAX_ROWS], list(named.values()))
+
     with dry_run_eval(pair.model, pair.guide), torch.enable_grad(), validation(False):
-        for rows in (first, second, first):
-            run = pair.run(whole.rows(rows))
-            owners.append(_owners(run.log_weights()[0, :MAX_ROWS], list(named.values())))
-    for name, before, other, again in zip(named, *owners, strict=True):
-        if not _is_per_datum(before, min(MAX_ROWS, batch_size)):
+        before = owners(first)
+        is_per_datum = [_is_per_datum(each, min(MAX_ROWS, batch_size)) for each in before]
+        if not any(is_per_datum):
+            return
+        other, again = owners(second), owners(first)
+    by_name = zip(named, is_per_datum, before, other, again, strict=True)
+    for name, is_one, owner, of_others, repeated in by_name:
+        if not is_one:
             continue
-        if _equal(before, other):
+        if _equal(owner, of_others):
             raise ValueError(
                 f"parameter {name!r} has entries for each position in a batch, so that all "
                 "batches share it, whatever rows they hold. In minibatches a parameter with a row "
                 "per datum must have num_data rows and be read by the keyword index, as "
                 "loc[index]; PerDatumGuide(num_data, latent_dim) does so"
             )
-        if not _equal(before, again):
+        if not _equal(owner, repeated):
             raise ValueError(
                 f"parameter {name!r} has entries for each datum, but different ones are read each "
                 "time for the same rows: does its plate draw rows of its own (subsample_size=)? "
