@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 from ppl_vae.capture.graph import CaptureError, CompilationError
+from ppl_vae.core.devices.mapped_constants import map_constants
 
 UNTIMED_CALLS = 5
 """Eager calls at the start that are excluded from the measurement."""
@@ -99,6 +100,7 @@ class CapturePolicy:
     """
 
     def __init__(self, mode: bool | str, called: str = "the evaluation") -> None:
+        map_constants()
         self.mode, self.called = check_capture(mode), called
         self._undecided, self._start = mode == "auto", 0
         self.reason = "eager: too few calls were made to measure them"
