@@ -1,8 +1,10 @@
 """The application of the command line, its help and its exit statuses."""
 
-from typing import Annotated
+import functools
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ppl_vae import __version__
 
@@ -28,6 +30,20 @@ data are invalid; {INTERRUPTED} interrupted (Ctrl-C), {TERMINATED} terminated: w
 finished is kept.
 """
 
+
+class _Command(TyperCommand):
+    """A command whose usage line has ``MODEL TABLE``, optional arguments in brackets."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The options and the arguments, in their order."""
+        names = [
+            (param.metavar or str(param.name).upper(), param.required)
+            for param in self.get_params(ctx)
+            if param.param_type_name == "argument"
+        ]
+        return ["[OPTIONS]", *(name if needed else f"[{name}]" for name, needed in names)]
+
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -35,6 +51,8 @@ app = typer.Typer(
     help=HELP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+command = functools.partial(app.command, cls=_Command)
+"""The decorator that adds a function to the application."""
 
 
 def _print_version(asked: bool) -> None:

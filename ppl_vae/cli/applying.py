@@ -66,7 +66,7 @@ class Task:
     @cached_property
     def rows(self) -> "TableRows":
         """The rows of the table to which the model is applied."""
-        table = read_for_model(self.flags, self.applied.table, self.applied.model)
+        table = read_for_model(self.flags, self.applied.table, self.fitted)
         log_notes(table.notes)
         return TableRows.of(self.fitted, table, held_out=self.applied.held_out)
 

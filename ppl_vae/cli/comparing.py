@@ -49,9 +49,9 @@ def write_comparison(
     if out is not None:
         check_output(out, inputs=paths, force=output.force)
     models = dict(zip(_names(folders), map(load_fitted, folders), strict=True))
-    table = read_for_model(flags, path, folders[0])
-    log_notes(table.notes)
     _check_same_columns(models)
+    table = read_for_model(flags, path, next(iter(models.values())))
+    log_notes(table.notes)
     values = {name: fitted.match(table) for name, fitted in models.items()}
     rows = _rows(models, table, values, held_out=held_out)
     estimates = {}

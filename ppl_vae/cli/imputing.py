@@ -21,6 +21,7 @@ from ppl_vae.data.files.tables import Table
 from ppl_vae.data.units import SCALES
 from ppl_vae.fitted.filled_table import FilledTable, filled_frame
 from ppl_vae.fitted.folder import load_fitted
+from ppl_vae.fitted.model import FittedModel
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.terminal import print_line
 
@@ -65,12 +66,13 @@ def write_filled_table(
         )
     check_output(out, inputs=paths, force=output.force)
     silent = output.as_json or out == STANDARD_OUTPUT
-    table = read_for_model(flags, path, folders[0]) if folders else read_file(flags, path)
+    fitted = load_fitted(folders[0]) if folders else None
+    table = read_for_model(flags, path, fitted) if fitted else read_file(flags, path)
     _report([f"{describe_table(table)}, seed {seed}", *_notes(table.notes)], silent)
     with threads(1), StageDisplay().live() as display:
-        if folders:
-            display.begin(f"imputing by the model in {folders[0]}")
-            table, imputation, sentences = _by_model(folders[0], table, seed)
+        if fitted is not None:
+            display.begin(f"imputing by the model in {fitted.name}")
+            table, imputation, sentences = _by_model(fitted, table, seed)
         else:
             with single_process():  # each process computes the same
                 filled = FilledTable.of(
@@ -111,8 +113,7 @@ def _report(sentences: Sequence[str], silent: bool) -> None:
             print_line(text)
 
 
-def _by_model(folder: Path, table: Table, seed: int) -> tuple[Table, Imputation, list[str]]:
-    fitted = load_fitted(folder)
+def _by_model(fitted: FittedModel, table: Table, seed: int) -> tuple[Table, Imputation, list[str]]:
     rows = TableRows.of(fitted, table, held_out=False)
     found = fitted.impute(rows.values, refine=REFINE, seed=seed)
     missing = int(np.isnan(rows.values).sum())

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_vae.cli.app import app
+from ppl_vae.cli.app import command
 from ppl_vae.cli.commands import with_options
 from ppl_vae.cli.options import (
     Estimation,
@@ -44,13 +44,14 @@ README.md, a model card.
 """
 
 
-@app.command(epilog=FIT_EXAMPLES, short_help="Fit a model to a table, and save it.")
+@command(epilog=FIT_EXAMPLES, short_help="Fit a model to a table, and save it.")
 @with_options
 def fit(
     fit_flags: FitFlags,
     table_flags: TableFlags,
     table: Annotated[
-        Path | None, typer.Argument(help="a table; by default that of --config or --resume")
+        Path | None,
+        typer.Argument(metavar="TABLE", help="a table; by default that of --config or --resume"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="a run.toml, whose options hold unless given here")
@@ -79,7 +80,7 @@ def fit(
     )
 
 
-@app.command(short_help="Write log p of each row of a table.")
+@command(short_help="Write log p of each row of a table.")
 @with_options
 def score(applied: ModelAndTable, table_flags: TableFlags, estimation: Estimation) -> None:
     """Write log p of each row in nats, in the units of the table, with error and reliability."""
@@ -88,7 +89,7 @@ def score(applied: ModelAndTable, table_flags: TableFlags, estimation: Estimatio
     applying.write_scores(applying.Task(applied, table_flags), estimation)
 
 
-@app.command(short_help="Write the latent codes of a table's rows.")
+@command(short_help="Write the latent codes of a table's rows.")
 @with_options
 def transform(applied: ModelAndTable, table_flags: TableFlags) -> None:
     """Write the posterior means of z for each row, and their standard deviations."""
@@ -97,7 +98,7 @@ def transform(applied: ModelAndTable, table_flags: TableFlags) -> None:
     applying.write_codes(applying.Task(applied, table_flags))
 
 
-@app.command(short_help="Write the reconstructions of a table's rows.")
+@command(short_help="Write the reconstructions of a table's rows.")
 @with_options
 def reconstruct(applied: ModelAndTable, table_flags: TableFlags) -> None:
     """Write the mean of x given the mean of z for each row, missing values included."""
@@ -106,7 +107,7 @@ def reconstruct(applied: ModelAndTable, table_flags: TableFlags) -> None:
     applying.write_reconstructions(applying.Task(applied, table_flags))
 
 
-@app.command(short_help="Draw rows from a model.")
+@command(short_help="Draw rows from a model.")
 @with_options
 def sample(
     model: Model,
@@ -121,7 +122,7 @@ def sample(
     applying.write_samples(model, rows, out, output, seed=seed)
 
 
-@app.command(short_help="Evaluate a model on a table: log p, gaps, collapse.")
+@command(short_help="Evaluate a model on a table: log p, gaps, collapse.")
 @with_options
 def evaluate(applied: EvaluatedModel, table_flags: TableFlags, estimation: FullEstimation) -> None:
     """Estimate log p of a table's rows under a saved model; report gaps and the latent space."""
@@ -130,7 +131,7 @@ def evaluate(applied: EvaluatedModel, table_flags: TableFlags, estimation: FullE
     applying.write_evaluation(applying.Task(applied, table_flags), estimation)
 
 
-@app.command(short_help="Compare models by log p of the same rows.")
+@command(short_help="Compare models by log p of the same rows.")
 @with_options
 def compare(
     paths: Annotated[
@@ -158,17 +159,21 @@ def compare(
     comparing.write_comparison(paths, table_flags, out, estimation, output, held_out=held_out)
 
 
-@app.command(short_help="Write the HTML page of a fit or an evaluation.")
+@command(short_help="Write the HTML page of a fit or an evaluation.")
 @with_options
 def report(
     source: Annotated[
         Path,
-        typer.Argument(help="the folder of a model, or the .json file that evaluate wrote"),
+        typer.Argument(
+            metavar="SOURCE", help="the folder of a model, or the .json file that evaluate wrote"
+        ),
     ],
     table_flags: TableFlags,
     table: Annotated[
         Path | None,
-        typer.Argument(help="a table whose rows are reconstructed on the page of a model"),
+        typer.Argument(
+            metavar="TABLE", help="a table whose rows are reconstructed on the page of a model"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="the page, .html")] = Path("report.html"),
     seed: Seed = 0,

@@ -7,10 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from ppl_vae.core.text import listed
 from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
 
-Model = Annotated[Path, typer.Argument(help="the folder of a model that fit or save wrote")]
-Data = Annotated[Path, typer.Argument(help="a table: .csv, .tsv, .parquet, .npy, ...")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="the folder of a model that fit or save wrote")
+]
+Data = Annotated[
+    Path, typer.Argument(metavar="TABLE", help="a table: .csv, .tsv, .parquet, .npy, ...")
+]
 Seed = Annotated[int, typer.Option(help="seed of all random numbers")]
 NumStarts = Annotated[
     int, typer.Option(help="starts of EM: the given one, and random ones; the best fit is kept")
@@ -202,15 +207,15 @@ class TableFlags:
             header=self.header,
             delimiter=self.delimiter,
             label=self.label,
-            missing=_listed(self.missing),
+            missing=None if self.missing is None else listed(self.missing),
             image_shape=None if self.image_shape is None else _shape(self.image_shape),
             encoding=self.encoding,
             decimal=self.decimal,
             thousands=self.thousands,
             skip_rows=self.skip_rows,
             comment=self.comment,
-            columns=_listed(self.columns),
-            drop=_listed(self.drop) or (),
+            columns=None if self.columns is None else listed(self.columns),
+            drop=listed(self.drop or ""),
             index=self.index,
         )
         if self.max_bytes is None:
@@ -302,10 +307,6 @@ def _whole(name: str, text: str) -> int:
         option = f"--{name.replace('_', '-')}"
         also = "" if name == "hidden" else ", or auto"
         raise ValueError(f"{option} must be a whole number{also}; got {text!r}") from None
-
-
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 def _shape(text: str) -> tuple[int, int]:

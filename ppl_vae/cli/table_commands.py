@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_vae.cli.app import INTERRUPTED, TERMINATED, app
+from ppl_vae.cli.app import INTERRUPTED, TERMINATED, command
 from ppl_vae.cli.commands import with_options
 from ppl_vae.cli.options import (
     ImputationFlags,
@@ -63,7 +63,7 @@ parameters; otherwise they take the fitted parameters as known, and the output s
 """
 
 
-@app.command(epilog=IMPUTE_EXAMPLES, short_help="Fill the missing values of a table.")
+@command(epilog=IMPUTE_EXAMPLES, short_help="Fill the missing values of a table.")
 @with_options
 def impute(
     paths: Annotated[
@@ -86,7 +86,7 @@ def impute(
     imputing.write_filled_table(paths, table_flags, out, output, settings, seed=seed)
 
 
-@app.command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")
+@command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")
 @with_options
 def lineage(
     table_flags: TableFlags,
@@ -101,7 +101,7 @@ def lineage(
         ),
     ] = False,
     table: Annotated[
-        Path | None, typer.Argument(help="a table; by default handwritten digits")
+        Path | None, typer.Argument(metavar="TABLE", help="a table; by default handwritten digits")
     ] = None,
 ) -> None:
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""

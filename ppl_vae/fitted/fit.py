@@ -317,4 +317,5 @@ def _record(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         history=history,
         held_out=None,
+        index=table.index,
     )

@@ -204,6 +204,7 @@ def _check_metadata(path: Path, metadata: FitMetadata, program: FittedProgram) -
         metadata.table_digest,
         metadata.scaling,
         metadata.date,
+        metadata.index or "",
     )
     holds = {
         "columns": all(isinstance(name, str) for name in names) and len({*names}) == data_dim,

@@ -95,6 +95,7 @@ class FitMetadata(Result):
         history: the result of the fit; its objective is in the units of the table.
         held_out: the evaluation on the held-out rows; None if there are none.
         notes: caveats.
+        index: the name of the column of row names; None if there is none.
         program_digest: a checksum of the program's parameters.
     """
 
@@ -115,6 +116,7 @@ class FitMetadata(Result):
     history: FitResult
     held_out: HeldOut | None
     notes: tuple[str, ...] = field(default=())
+    index: str | None = None
     program_digest: str = ""
 
     @property

@@ -2,6 +2,8 @@
 
 import pytest
 
+from commands import SMALL_VAE, frame, run
+
 
 @pytest.fixture(scope="module")
 def short_evaluations():
@@ -11,3 +13,13 @@ def short_evaluations():
         patch.setattr("ppl_vae.fitted.held_out.DRAWS", 200)
         patch.setattr("ppl_vae.cli.imputing.REFINE", 0)
         yield
+
+
+@pytest.fixture(scope="module")
+def folder(short_evaluations, tmp_path_factory):
+    """A folder with a table and fitted models."""
+    place = tmp_path_factory.mktemp("models")
+    frame().to_csv(place / "mine.csv", index=False)
+    run("fit", place / "mine.csv", "--out", place / "ppca", "--latent-dim", 2)
+    run("fit", place / "mine.csv", "--out", place / "vae", *SMALL_VAE)
+    return place

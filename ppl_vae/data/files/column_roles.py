@@ -1,7 +1,5 @@
 """The roles of a table's columns: row names, labels, and the numbers that are modelled."""
 
-import re
-import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +10,18 @@ import pandas as pd
 from jaxtyping import Float
 
 from ppl_vae.data.files.column_checks import MAX_EXACT, check_magnitudes, describe_columns
+from ppl_vae.data.files.column_selection import ColumnError
 from ppl_vae.data.files.file_content import quoted
-from ppl_vae.data.files.number_format import ALWAYS_MISSING, EXCEL_ERRORS, TRUTH
+from ppl_vae.data.files.number_format import EXCEL_ERRORS, TRUTH
 from ppl_vae.data.files.raw_table import PLAIN_NUMBERS, RawTable
+from ppl_vae.data.files.text_columns import (
+    FORMATTED_NUMBER,
+    NA_MARKERS,
+    TextColumns,
+    has_dates,
+    option,
+)
 
-NA_MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
-"""Texts that mark a missing cell by default, in any case."""
 NOTED_MARKERS = (*NA_MARKERS[3:], *EXCEL_ERRORS)
 """Markers that may mean something else, so that a note counts them."""
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "species", "y_true", "category")
@@ -26,18 +30,6 @@ MAX_CLASSES = 50
 """The largest number of distinct whole numbers that become labels for the name of their column."""
 TRANSPOSED_ROWS = 1000
 """The number of rows that are transposed at once: few enough for a processor's cache."""
-UNIT = r"(?:[%‰$€£¥°]|\s[A-Za-zµμ°%/]{1,5}\d?)"
-MAX_MARKERS = 5
-"""The largest number of distinct texts among numbers that may all mark missing values."""
-_GROUPS = r"(?:\d{1,3}(?:[.,'’_ \u00a0\u202f]\d{3})+|\d[\d,'’_ \u00a0\u202f]*)"
-FORMATTED_NUMBER = rf"[<>≤≥~≈]?\s?[$€£¥+−-]{{0,2}}\s?{_GROUPS}(?:[.,]\d*)?\s?{UNIT}?[*†‡]*"
-"""Numbers with separators or units, which are refused: 1,234.5 or $5 or 10 % or <0.1."""
-AMBIGUOUS_COMMA = r"[+−-]?[1-9]\d{0,2},\d{3}"
-"""Numbers whose comma separates decimals or thousands."""
-DATE = (
-    r"(?:\d{4}[-/.]\d{1,2}(?:[-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
-    r"|\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{2,4})(?:[ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(?::\d{2}.*)?"
-)
 
 
 def _transposed(columns: Float[np.ndarray, "D N"]) -> Float[np.ndarray, "N D"]:
@@ -47,10 +39,6 @@ def _transposed(columns: Float[np.ndarray, "D N"]) -> Float[np.ndarray, "N D"]:
         part = slice(start, start + TRANSPOSED_ROWS)
         rows[part] = columns[:, part].T
     return rows
-
-
-def _drop_option(names: Sequence[str]) -> str:
-    return f"on the command line --drop {shlex.quote(','.join(names))}"
 
 
 @dataclass
@@ -175,8 +163,8 @@ class ColumnRoles:
             raise ValueError(
                 f"{self.raw.name}: the label column {name!r} is empty in {missing} row(s), as in "
                 f"{self.raw.place(int(rows[0]))}; fill them, remove the rows, or leave the column "
-                f"out ({_drop_option([name])}); if a marker of missing values is the name of a "
-                "class, give other markers as missing"
+                f"out (on the command line {option('drop', [name])}); if a marker of missing "
+                "values is the name of a class, give other markers as missing"
             )
         texts = len(words) > 0 or name in self.truth
         labels = self.cells[name] if texts else values.astype(int) if integer else values
@@ -189,7 +177,7 @@ class ColumnRoles:
             return None  # words among numbers may mark missing values
         if text and 2 * len(self.words[text[0]]) < len(self.cells):
             return None  # remarks on some rows
-        if any(map(self._has_dates, text)):
+        if any(has_dates(self.words[name]) for name in text):
             return None
         called = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
         named = [name for name in called if self._has_classes(name)]
@@ -208,9 +196,6 @@ class ColumnRoles:
         self.notes.append(note)
         return label
 
-    def _has_dates(self, name: str) -> bool:
-        return bool(self.words[name].str.fullmatch(DATE).mean() > 0.5)
-
     def _has_classes(self, name: str) -> bool:
         return len(np.unique(self.numbers[name])) <= MAX_CLASSES
 
@@ -228,7 +213,7 @@ class ColumnRoles:
         """
         if chosen is not None:
             self.numbers = {n: self.numbers[n] for n in chosen if n in self.numbers}
-        self.check_numeric()
+        self.check_numeric(chosen=chosen is not None)
         if not keep_empty:
             self._drop_empty_columns()
         self.notes.extend(self._notes_on_cells())
@@ -260,62 +245,27 @@ class ColumnRoles:
         numeric = (cells[~np.isnan(self.numbers[n])] for n, cells in texts.items())
         yield from self.raw.number_format.notes(cell for cells in numeric for cell in cells)
 
-    def check_numeric(self) -> None:
+    def check_numeric(self, *, chosen: bool) -> None:
         """Check that every remaining column is numeric, and that there is one.
 
+        Args:
+            chosen: whether the columns were chosen by name.
+
         Raises:
-            ValueError: if not.
+            ColumnError: if a column is not.
+            ValueError: if there is none.
         """
         if not self.numbers:
             raise ValueError(
                 f"{self.raw.name} has no column of numbers besides row names and labels; if it "
                 "should, give header, delimiter or label"
             )
-        worded = [name for name in self.numbers if len(self.words[name])]
-        mixed = [n for n in worded if not np.isnan(self.numbers[n]).all() or not self.is_text(n)]
-        text = [name for name in worded if name not in mixed]
-        if text:
-            raise ValueError(self._columns_of_text(text, mixed))
-        if mixed:
-            raise ValueError(f"{self.raw.name}: {self._not_numbers(mixed[0])}")
-
-    def _not_numbers(self, name: str) -> str:
-        words = self.words[name]
-        rows = list(words.drop_duplicates().index)[:3]
-        shown = ", ".join(f"{words[r]!r} ({self.raw.place(r)})" for r in rows)
-        remedy = (
-            f"give missing {words.iloc[0]!r} if that marks a missing value, "
-            "otherwise correct them or remove the lines"
+        words = {name: self.words[name] for name in self.numbers if len(self.words[name])}
+        if not words:
+            return
+        mixed = [n for n in words if not np.isnan(self.numbers[n]).all() or not self.is_text(n)]
+        text = [name for name in words if name not in mixed]
+        found = TextColumns(
+            self.raw, words, text, list(self.numbers), self.cells, chosen, self.na_markers
         )
-        if words.iloc[0].casefold() in NA_MARKERS:
-            given = [mark for mark in self.na_markers if mark not in ALWAYS_MISSING]
-            markers = ",".join([*given, words.iloc[0]])
-            remedy = (
-                "the given markers of missing values replace the usual ones: give missing "
-                f"'{markers}' (on the command line --missing {shlex.quote(markers)})"
-            )
-        elif self._has_many_words(name):
-            remedy = f"leave the column out ({_drop_option([name])}), or correct them"
-        if re.fullmatch(AMBIGUOUS_COMMA, words.iloc[0]):
-            remedy = "give thousands ',' or decimal ',' for what their comma separates"
-        return (
-            f"column {name!r}: {len(words)} of {len(self.cells)} cells are not numbers: {shown}; "
-            f"{remedy}"
-        )
-
-    def _columns_of_text(self, text: Sequence[str], mixed: Sequence[str]) -> str:
-        dates = list(filter(self._has_dates, text))
-        noun = f" (of dates: {quoted(dates)})" if dates else ""
-        partly = list(filter(self._has_many_words, mixed))
-        also = f" and columns of numbers and texts, {quoted(partly)}" if partly else ""
-        left = [name for name in mixed if name not in partly]
-        other = f"; {self._not_numbers(left[0])}" if left else ""
-        return (
-            f"{self.raw.name} has columns of text, {quoted(text)}{noun}{also}; choose one as "
-            "label if it has classes, or as index if it names the rows, and drop the others "
-            f"({_drop_option([*text, *partly])}) or encode them as numbers{other}"
-        )
-
-    def _has_many_words(self, name: str) -> bool:
-        # More than markers of missing values, typing errors and remarks.
-        return self.words[name].nunique() > max(MAX_MARKERS, len(self.cells) // 20)
+        raise ColumnError(found.message(), self.raw)

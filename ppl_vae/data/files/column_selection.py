@@ -9,11 +9,23 @@ from ppl_vae.data.files.file_content import quoted
 from ppl_vae.data.files.raw_table import RawTable
 
 
+class ColumnError(ValueError):
+    """A file cannot be read with the given columns, or with all of its columns.
+
+    Attributes:
+        columns: the names of all columns of the file.
+    """
+
+    def __init__(self, message: str, raw: RawTable) -> None:
+        super().__init__(message)
+        self.columns = tuple(map(str, raw.cells))
+
+
 def find_column(raw: RawTable, name: str) -> str:
     """The column of this name, or of this number in a file without names.
 
     Raises:
-        ValueError: if there is none.
+        ColumnError: if there is none.
     """
     if not raw.has_names and name.isdecimal():
         name = f"x{int(name)}"
@@ -21,7 +33,7 @@ def find_column(raw: RawTable, name: str) -> str:
         return name
     similar = get_close_matches(name, map(str, raw.cells), n=3)
     hint = f"; did you mean {quoted(similar)}?" if similar else ""
-    raise ValueError(f"{raw.name} has no column {name!r}; it has {quoted(raw.cells)}{hint}")
+    raise ColumnError(f"{raw.name} has no column {name!r}; it has {quoted(raw.cells)}{hint}", raw)
 
 
 def select_columns(

@@ -11,12 +11,13 @@ from jaxtyping import Float
 
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.files.array_files import npy_table, npz_table
-from ppl_vae.data.files.column_roles import NA_MARKERS, ColumnRoles
+from ppl_vae.data.files.column_roles import ColumnRoles
 from ppl_vae.data.files.column_selection import find_column, select_columns
 from ppl_vae.data.files.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.files.number_format import ALWAYS_MISSING
 from ppl_vae.data.files.raw_table import RawTable
 from ppl_vae.data.files.regular_texts import regular_table
+from ppl_vae.data.files.text_columns import NA_MARKERS
 from ppl_vae.data.files.text_encoding import decode_text
 from ppl_vae.data.files.text_tables import TextFormat, TextTable
 from ppl_vae.data.files.typed_tables import feather_table, h5ad_table, parquet_table

@@ -233,7 +233,7 @@ def test_iris(read):
     assert_notes(table, "line 1 is used as data", "'x5' is used as labels")
     both = frame.assign(target=iris.target).to_csv(index=False)
     assert_notes(read(both), "'species' is used as labels.*; 'target' is kept as data")
-    with pytest.raises(ValueError, match="columns of text, 'species'; choose one as label"):
+    with pytest.raises(ValueError, match="columns of text, 'species': choose one as label"):
         read(both, label="target")
     table = read(iris.frame.to_csv(index=False))
     assert table.labels == tuple(iris.target) and {type(k) for k in table.labels} == {int}
@@ -275,7 +275,7 @@ def test_missing_labels_raise(read):
 
 
 def test_text_columns_without_a_role_raise(read):
-    with pytest.raises(ValueError, match=r"text, 'b', 'c'; choose one as label .* encode them"):
+    with pytest.raises(ValueError, match=r"text, 'b', 'c': choose one as label .* encode them"):
         read("a,b,c\n1,u,x\n2,u,y\n3,v,y\n")
     with pytest.raises(ValueError, match="columns of text, 'day'"):
         read("a,day\n1,2020-01-01\n2,2020-01-02\n")
