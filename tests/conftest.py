@@ -1,6 +1,7 @@
 """Every test checks shapes, has an empty parameter store, and leaves global state unchanged."""
 
 import contextlib
+from pathlib import Path
 
 import pretend_device
 from shapes import check_package
@@ -13,6 +14,7 @@ import pyro.settings  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import digests  # noqa: E402
 import pretend_run  # noqa: E402
 from global_state import global_state, restore  # noqa: E402
 from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
@@ -25,6 +27,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="run tests on a pretended accelerator; see tests/helpers/pretend_run.py",
     )
+    parser.addoption(
+        "--digests",
+        metavar="FILE",
+        help="write digests of the package's results in each test; see tests/helpers/digests.py",
+    )
 
 
 def pytest_configure(config):
@@ -36,6 +43,11 @@ def pytest_configure(config):
         moved.enter_context(pretend_run.on_pretended_device())
         config.pretended_waits = moved.enter_context(pretend_device.count_waits())
         config.add_cleanup(moved.close)
+    if file := config.getoption("--digests"):
+        products = contextlib.ExitStack()
+        products.enter_context(digests.products_of_torch())
+        config.add_cleanup(products.close)
+        config.pluginmanager.register(digests.DigestPlugin(Path(file)))
     # Tensors are small here: a second thread would only be waited for.
     torch.set_num_threads(1)
     # beartype finds typing.Callable among the bases of Pyro's distributions.

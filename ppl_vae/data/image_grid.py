@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,6 +62,7 @@ class ImageGrid(Result):
         train = train.double()
         loc = train.nanmean(0)
         scale = (train - loc).square().nanmean(0).sqrt()
+        observed = train[~train.isnan()]
         return cls(
             values=values.double(),
             row_labels=tuple(row_labels),
@@ -70,6 +70,6 @@ class ImageGrid(Result):
             image_shape=image_shape,
             loc=loc,
             scale=torch.where(scale > 0, scale, torch.ones_like(scale)),
-            limits=(float(np.nanmin(train)), float(np.nanmax(train))),
+            limits=(float(observed.min()), float(observed.max())),
             names=numbers if names is None else tuple(names),
         )

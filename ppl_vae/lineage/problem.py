@@ -173,6 +173,7 @@ class LineageProblem(StageProblem):
             lr=lr,
             progress=_call_each(self.progress, recording),
             seed=self.seed,
+            device=self.train.device,
         )
 
     def _estimate_elbo(self, model: ProgramLike, guide: ProgramLike) -> float:

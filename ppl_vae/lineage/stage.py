@@ -70,6 +70,8 @@ class StageProblem:
     ) -> FitResult:
         """Fit a pair by SVI with Adam, the learning rate decreasing along a cosine.
 
+        The pair is moved to the device of the training rows, with which it is evaluated.
+
         Args:
             model, guide: the pair, fitted in place.
             settings: steps, batch size and learning rate.
@@ -84,6 +86,7 @@ class StageProblem:
             lr=settings.lr,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
             seed=self.seed,
+            device=self.train.device,
             **options,
         )
 

@@ -153,7 +153,8 @@ def _linear_encoder(covariance: str) -> Callable[[LineageProblem, PPCA], Amortiz
     def make(problem: LineageProblem, ppca: PPCA) -> AmortizedGuide:
         k = problem.latent_dim
         encoder = mlp(ppca.data_dim, k, seed=problem.seed)
-        return AmortizedGuide(encoder, k, covariance=covariance, homoscedastic=True)
+        guide = AmortizedGuide(encoder, k, covariance=covariance, homoscedastic=True)
+        return guide.to(problem.train.device)
 
     return make
 

@@ -31,7 +31,7 @@ IMPORTING = "<frozen importlib._bootstrap>"
 OWN_FILES = {
     __file__,
     f"{TESTS}conftest.py",
-    *(f"{TESTS}helpers/{name}.py" for name in ("pretend_run", "shapes")),
+    *(f"{TESTS}helpers/{name}.py" for name in ("digests", "pretend_run", "shapes")),
 }
 
 COPIES = {"aten._to_copy", "aten.copy_", "aten._pin_memory", "aten.is_pinned"}

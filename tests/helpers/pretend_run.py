@@ -98,29 +98,35 @@ def is_called_in(folders: tuple[str, ...], *, otherwise: bool = False) -> bool:
     return otherwise if entry is None else any(name in entry for name in folders)
 
 
+def is_on_cpu(tensor: Any) -> bool:
+    """Whether a tensor is on the CPU, and not on the pretended device."""
+    is_tensor = isinstance(tensor, torch.Tensor) and not isinstance(tensor, PretendTensor)
+    return is_tensor and tensor.device.type == "cpu"
+
+
+def stays_on_cpu(module: nn.Module) -> bool:
+    """Whether a module was moved to the CPU, as one that is made like a table on the CPU is."""
+    return any(map(is_on_cpu, (*module._parameters.values(), *module._buffers.values())))
+
+
 @contextmanager
 def modules_on(device: torch.device) -> Iterator[None]:
     """Parameters and buffers of modules that are made for tests are on the device."""
     parameter, buffer = nn.Module.register_parameter, nn.Module.register_buffer
 
-    def move(tensor: Any) -> None:
-        if (
-            isinstance(tensor, torch.Tensor)
-            and not isinstance(tensor, PretendTensor)
-            and tensor.device.type == "cpu"
-            and is_made_for_tests()
-        ):
+    def move(module: nn.Module, tensor: Any) -> None:
+        if is_on_cpu(tensor) and not stays_on_cpu(module) and is_made_for_tests():
             moved = tensor.detach().to(device)
             if isinstance(tensor, nn.Parameter):
                 moved = nn.Parameter(moved, tensor.requires_grad)
             torch.utils.swap_tensors(tensor, moved)
 
     def register_parameter(self: Any, name: str, param: Any) -> None:
-        move(param)
+        move(self, param)
         parameter(self, name, param)
 
     def register_buffer(self: Any, name: str, tensor: Any, persistent: bool = True) -> None:
-        move(tensor)
+        move(self, tensor)
         buffer(self, name, tensor, persistent)
 
     nn.Module.register_parameter, nn.Module.register_buffer = register_parameter, register_buffer

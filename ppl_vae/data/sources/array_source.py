@@ -15,6 +15,7 @@ from ppl_vae.data.sources.block_source import (
     BlockSource,
     SequentialReader,
     as_block,
+    as_host_array,
     rows_of,
     uniform_parts,
 )
@@ -43,7 +44,7 @@ class ArraySource(BlockSource):
         super().__init__(uniform_parts(x.shape[0], size), x.shape[1])
         self._x, self._mask = x, mask
         if mask is not None and not isinstance(mask, np.ndarray):
-            self._mask = as_mask(mask, tuple(x.shape)).numpy()
+            self._mask = as_mask(mask, tuple(x.shape)).cpu().numpy()
         elif mask is not None and mask.shape != tuple(x.shape):
             as_mask(mask, tuple(x.shape))
 
@@ -89,9 +90,9 @@ class ListSource(BlockSource):
         super().__init__([shape[0] for shape in shapes], width)
         self._blocks = [block for block in self._blocks if block.shape[0]]
         if isinstance(mask, list | tuple):
-            mask = torch.cat([torch.as_tensor(np.asarray(part)) for part in mask])
+            mask = torch.cat([torch.as_tensor(as_host_array(part)) for part in mask])
         shape = (self.num_rows, width)
-        self._mask = None if mask is None else as_mask(mask, shape, schema=self.schema)
+        self._mask = None if mask is None else as_mask(mask, shape, schema=self.schema).cpu()
 
     def read(self, low: int, high: int) -> Tensor:
         """Rows on the CPU; see :meth:`.BlockSource.read`."""

@@ -204,3 +204,8 @@ def rows_of(source: Any, low: int, high: int) -> Any:
     if hasattr(source, "slice") and hasattr(source, "column_names"):  # pyarrow
         return source.slice(low, high - low)
     return source[low:high]
+
+
+def as_host_array(values: Any) -> np.ndarray:
+    """An array, or a tensor of any device, as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

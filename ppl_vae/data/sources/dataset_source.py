@@ -22,7 +22,13 @@ from torch.utils.data import (
 
 from ppl_vae.core.arrays.entries import is_real
 from ppl_vae.data.sources.array_source import IterableSource, same_rows
-from ppl_vae.data.sources.block_source import BLOCK_NUMBERS, BlockSource, as_block, uniform_parts
+from ppl_vae.data.sources.block_source import (
+    BLOCK_NUMBERS,
+    BlockSource,
+    as_block,
+    as_host_array,
+    uniform_parts,
+)
 
 ROWS_AT_ONCE = 256
 """The number of rows of an iterable dataset that form a block."""
@@ -231,7 +237,7 @@ def stacked(items: Sequence[Any], low: int) -> Any:
     others = [other for _, other in pairs]
     if all(other is None for other in others):
         return batch
-    masks = [np.asarray(other) for other in others]
+    masks = [as_host_array(other) for other in others]
     if all(m.dtype == bool and m.shape == tuple(rows[0].shape) for m in masks):
         return batch, np.stack(masks).reshape(len(rows), -1)
     return batch, others

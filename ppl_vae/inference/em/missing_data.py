@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.devices.accelerators import read_together
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks
 from ppl_vae.inference.em.closed_form import rotate_if_collinear
@@ -133,18 +134,17 @@ class MissingDataEM(EMState):
             own = self._statistics()
         self.statistics, self.num_rows = own.over_processes(self.processes), problem.columns.rows
         statistics = self.statistics
-        if int(statistics.overall[-1]) != self.num_rows:
-            raise ValueError(
-                f"x had {self.num_rows} rows when it was first read, and "
-                f"{int(statistics.overall[-1])} now; each time it is iterated over it must give "
-                "the same blocks"
-            )
         log_likelihood = statistics.scalars[0] / self.num_rows
         bound = log_likelihood - statistics.scalars[2] / self.num_rows
         self.column_variance = problem.columns.variance
         squared_residual = statistics.squares / problem.columns.count
         rounding = self.noise.rounding(self.column_variance, squared_residual, variance)
-        self.read(bound, log_likelihood, rounding)
+        (num_read,) = self.read(bound, log_likelihood, rounding, statistics.overall[-1])
+        if int(num_read) != self.num_rows:
+            raise ValueError(
+                f"x had {self.num_rows} rows when it was first read, and {int(num_read)} now; "
+                "each time it is iterated over it must give the same blocks"
+            )
 
     def _statistics(self) -> ExpectedStatistics:
         # The sums run over the rows of this process.
@@ -196,7 +196,6 @@ class MissingDataEM(EMState):
         latent_dim = self.parameters.loadings.shape[1]
         fit = MStepRegression.of(self.statistics, self.parameters.loadings, self.parameters.loc)
         variance = self.noise.variance(fit.squares, fit.counts)
-        self._check_noise(variance)
         overall = self.statistics.overall / self.num_rows
         moments = SummedMoments.unpack(overall, latent_dim)
         second_moment = moments.covariance + moments.mean_outer
@@ -209,6 +208,10 @@ class MissingDataEM(EMState):
             loadings = loadings @ cholesky_factor(prior)
         bound = self._bound(fit, variance, second_moment.trace(), prior)
         bound = self.processes.broadcast(bound)  # on which all processes decide whether to stop
+        bound, least, typical = read_together(
+            bound, variance.min(), self.problem.columns.variance.mean()
+        )
+        self._check_noise(float(least), float(typical))
         return bound, LinearGaussianParameters(loadings, loc, variance)
 
     def accelerated_proposal(
@@ -230,16 +233,13 @@ class MissingDataEM(EMState):
         rotation = torch.linalg.matrix_exp(angle.clamp(-MAX_ANGLE, MAX_ANGLE).mT)
         return parameters._replace(loadings=parameters.loadings @ rotation)
 
-    def _check_noise(self, variance: Tensor) -> None:
-        typical, latent_dim = (
-            self.problem.columns.variance.mean(),
-            self.parameters.loadings.shape[1],
-        )
-        if not bool((variance > NEGLIGIBLE_NOISE * typical).all()):
+    def _check_noise(self, least: float, typical: float) -> None:
+        if not least > NEGLIGIBLE_NOISE * typical:
+            latent_dim = self.parameters.loadings.shape[1]
             raise ValueError(
                 f"latent_dim={latent_dim} leaves no noise, or too little for float64 "
-                f"({float(variance.min()):.1g}, where the mean variance of a column is "
-                f"{float(typical):.1g}): the observed entries of x lie in a subspace of this "
+                f"({least:.1g}, where the mean variance of a column is "
+                f"{typical:.1g}): the observed entries of x lie in a subspace of this "
                 "dimension, and the likelihood has no maximum; take a smaller latent_dim"
             )
 

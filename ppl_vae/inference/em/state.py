@@ -83,7 +83,7 @@ class EMState(ABC):
 
     @abstractmethod
     def m_step(self) -> tuple[Float[Tensor, ""], LinearGaussianParameters]:
-        """The bound after an M-step, and its W, mu and psi."""
+        """The bound after an M-step, on any device, and its W, mu and psi."""
 
     @abstractmethod
     def residual_moments(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
@@ -135,15 +135,23 @@ class EMState(ABC):
         variance = self.noise.accelerate(self.parameters.variance, *self.residual_moments())
         return parameters._replace(variance=variance)
 
-    def read(self, bound: Tensor, log_likelihood: Tensor, rounding: Tensor) -> None:
-        """Keep the objective of this state: the one time that an E-step waits for the device.
+    def read(
+        self, bound: Tensor, log_likelihood: Tensor, rounding: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Keep the objective of this state, which is read from the device with other numbers.
+
+        Returns:
+            the other numbers, on the CPU.
 
         Raises:
             torch.linalg.LinAlgError: if a factorization on an accelerator failed.
         """
-        self.bound, self.log_likelihood, error = read_together(bound, log_likelihood, rounding)
+        self.bound, self.log_likelihood, error, *found = read_together(
+            bound, log_likelihood, rounding, *others
+        )
         self.rounding = float(error)
         check_factored(self.bound, bound.device)
+        return tuple(found)
 
     def step(self) -> tuple[Float[Tensor, ""], "EMState"]:
         """The bound after an M-step, and the state after the E-step that follows.

@@ -61,6 +61,7 @@ def fit_in_cycles(
     lr: float,
     progress: ProgressCallback,
     seed: int,
+    device: str | torch.device = "auto",
 ) -> tuple[FitResult, Convergence]:
     """Fit a pair by SVI until a cycle of the learning rate gains less than a tolerance.
 
@@ -80,6 +81,8 @@ def fit_in_cycles(
         lr: learning rate at the start of each cycle.
         progress: is called with the total number of steps made.
         seed: the seed of data order and draws; each cycle has another one.
+        device: where the pair is fitted, as for ``fit_svi``; ``value`` is computed with the pair
+            there.
 
     Returns:
         The cycles as one fit, and whether the tolerance was met.
@@ -102,7 +105,7 @@ def fit_in_cycles(
             fit = fit_svi(
                 model, guide, x, steps=length, batch_size=batch_size, lr=lr,
                 optimizer=OPTIMIZER, scheduler=CosineAnnealingLR, seed=seed + cycle,
-                progress=_offset_progress(progress, done),
+                progress=_offset_progress(progress, done), device=device,
             )  # fmt: skip
         except FloatingPointError:
             if cycle + 1 == len(lengths):
