@@ -49,29 +49,33 @@ class WeightedSum:
         Raises:
             ProcessError: if another process has ended.
         """
-        flat = [part.reshape(-1).to(dtype) for part in parts]
-        size = sum(map(len, flat))
-        memory = self._memory_for(size, flat[0])
+        size = sum(part.numel() for part in parts)
+        memory = self._memory_for(size, dtype, parts[0].device)
+        summand = parts[0].new_empty(size, dtype=dtype)
+        if memory is not None:
+            summand = memory[self.processes.rank, :size]
+        for part, place in zip(
+            parts, summand.split([part.numel() for part in parts]), strict=True
+        ):
+            torch.mul(part.reshape(-1), weight, out=place)
         if memory is None:
-            return self.processes.sum(torch.cat(flat).mul_(weight))
-        record("sum", size * dtype.itemsize)
-        torch.cat(flat, out=memory[self.processes.rank, :size]).mul_(weight)
+            return self.processes.sum(summand)
+        record("sum", summand.nbytes)
         self.processes.wait()
         own = self.processes.share(size)
         section = torch.add(memory[0, own], memory[1, own], out=memory[-1, own])
-        for summand in memory[2:-1, own]:
-            section += summand
+        for other in memory[2:-1, own]:
+            section += other
         self.processes.wait()
         return memory[-1, :size].clone()
 
-    def _memory_for(self, size: int, like: Tensor) -> Tensor | None:
-        if like.device.type != "cpu" or like.element_size() * size < MIN_BYTES:
+    def _memory_for(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        if device.type != "cpu" or size * dtype.itemsize < MIN_BYTES:
             return None
         known = self._memory
-        fits = known is not None and known.shape[1] >= size and known.dtype == like.dtype
+        fits = known is not None and known.shape[1] >= size and known.dtype == dtype
         if self._is_possible and not fits:
-            shape = (self.processes.size + 1, size)
-            self._memory = shared_memory(self.processes, shape, like.dtype)
+            self._memory = shared_memory(self.processes, (self.processes.size + 1, size), dtype)
             self._is_possible = self._memory is not None
         return self._memory
 
