@@ -47,11 +47,18 @@ def repeated_sums(dtype, rank_without_memory=None):
     finally:
         os.readlink = readlink
     equal = [
-        torch.equal(total, weighted_sum(processes.size, number, dtype) * (processes.rank + 2))
+        is_sum(total, weighted_sum(processes.size, number, dtype) * (processes.rank + 2))
         for number, total in enumerate(found)
     ]
     number = sum(n for (kind, _), n in log.counts.items() if kind == "sum")
     return all(equal), number, sums._memory is not None
+
+
+def is_sum(total, expected):
+    # The order of a small sum, which is a message, is another one for three numbers or more.
+    if total.nbytes < shared_memory.MIN_BYTES and Processes.current().size > 2:
+        return torch.allclose(total, expected, rtol=8 * torch.finfo(total.dtype).eps)
+    return torch.equal(total, expected)
 
 
 def no_such_file(path):

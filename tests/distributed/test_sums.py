@@ -5,7 +5,7 @@ import os
 import pytest
 import sum_cases as cases
 import torch
-from test_linear_fits import table
+from tables import table
 
 memory_is_shared = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="the system has no anonymous files"
@@ -14,8 +14,8 @@ memory_is_shared = pytest.mark.skipif(
 
 @memory_is_shared
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sums_are_those_of_one_process(pair, dtype):
-    assert pair.run(cases.repeated_sums, dtype) == [(True, 10, True)] * 2
+def test_sums_are_those_of_one_process(two, dtype):
+    assert two.run(cases.repeated_sums, dtype) == [(True, 10, True)] * 2
 
 
 @memory_is_shared
@@ -25,16 +25,16 @@ def test_sums_of_four_processes(four):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_cannot_map_the_memory(pair, rank):
+def test_a_process_that_cannot_map_the_memory(two, rank):
     """All processes exchange messages then, with the same sums."""
-    assert pair.run(cases.repeated_sums, torch.float32, rank) == [(True, 10, False)] * 2
+    assert two.run(cases.repeated_sums, torch.float32, rank) == [(True, 10, False)] * 2
 
 
 @memory_is_shared
-def test_a_fit_is_that_of_messages(pair):
+def test_a_fit_is_that_of_messages(two):
     """Clipping changes gradients in place, on each process for itself."""
-    shared, messages = (pair.run(cases.large_fit, table(31), least) for least in (None, 2**40))
+    shared, messages = (two.run(cases.large_fit, table(31), least) for least in (None, 2**40))
     for state in (*shared, *messages):
         assert all(torch.equal(state[name], messages[0][name]) for name in state)
-    for mapped, opened in pair.run(cases.files_of_this_process):
+    for mapped, opened in two.run(cases.files_of_this_process):
         assert (mapped, opened) == ([], [])

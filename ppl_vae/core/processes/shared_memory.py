@@ -49,15 +49,16 @@ class WeightedSum:
         Raises:
             ProcessError: if another process has ended.
         """
-        size = sum(part.numel() for part in parts)
+        sizes = [part.numel() for part in parts]
+        size = sum(sizes)
         memory = self._memory_for(size, dtype, parts[0].device)
-        summand = parts[0].new_empty(size, dtype=dtype)
-        if memory is not None:
-            summand = memory[self.processes.rank, :size]
-        for part, place in zip(
-            parts, summand.split([part.numel() for part in parts]), strict=True
-        ):
-            torch.mul(part.reshape(-1), weight, out=place)
+        summand = (
+            parts[0].new_empty(size, dtype=dtype)
+            if memory is None
+            else memory[self.processes.rank, :size]
+        )
+        for part, place in zip(parts, summand.split(sizes), strict=True):
+            torch.mul(part.reshape(-1).to(dtype), weight, out=place)
         if memory is None:
             return self.processes.sum(summand)
         record("sum", summand.nbytes)
