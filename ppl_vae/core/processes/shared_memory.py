@@ -43,8 +43,8 @@ class WeightedSum:
         Args:
             parts: this process's summand in parts, on one device; their shapes are the same on
                 all processes.
-            weight: of this process's summand.
-            dtype: of the sum, the same on all processes.
+            weight: the weight of this process's summand.
+            dtype: the dtype of the sum, the same on all processes.
 
         Raises:
             ProcessError: if another process has ended.
@@ -90,8 +90,8 @@ def shared_memory(
 
     Args:
         processes: the processes.
-        shape: of the tensor.
-        dtype: of the tensor.
+        shape: the shape of the tensor.
+        dtype: the dtype of the tensor.
     """
     name = f"ppl_vae {secrets.token_hex(16)}"
     path, file, memory = "", None, None
