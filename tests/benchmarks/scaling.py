@@ -7,6 +7,7 @@ follows from these. Then the same work is timed on one process and on two, each 
 """
 
 import os
+import statistics
 import sys
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from ppl_vae.core import MessageLog, Processes, record_messages
 
 COLUMNS, LATENT, RANKS = 1000, 50, 64
 REPETITIONS = 3
-"""Each time is the least of this number of measurements, of one and of two processes in turn."""
+"""Each time is the median of this number of measurements, of one and of two processes in turn."""
 PASS_ROWS, PASS_COLUMNS = 200_000, 500
 SVI_ROWS, SVI_WIDTHS, SVI_BATCH = 4096, (784, 1000, 20), 1024
 FIRST_STEPS, SVI_STEPS = 5, 30
@@ -79,31 +80,34 @@ def seconds_of_pass():
     return time.perf_counter() - start
 
 
-def seconds_of_steps():
+def seconds_of_steps(capture):
     """Steps of SVI after the first ones, which have costs of their own."""
     columns, hidden, latent = SVI_WIDTHS
     x = torch.rand(SVI_ROWS, columns, generator=torch.Generator().manual_seed(0)).round()
     vae = VAE.like(x, latent, hidden=(hidden,), likelihood=Bernoulli(), seed=0)
     found = fit_svi(
         vae.model, vae.guide, x,
-        steps=FIRST_STEPS + SVI_STEPS, batch_size=SVI_BATCH, seed=0, capture=False, progress=False,
+        steps=FIRST_STEPS + SVI_STEPS, batch_size=SVI_BATCH, seed=0, capture=capture,
+        progress=False,
     )  # fmt: skip
     return float(found.elapsed[-1] - found.elapsed[FIRST_STEPS - 1])
 
 
 def measure_speed():
     groups = {number: Workers(number) for number in (1, 2)}
-    names = {
-        seconds_of_pass: f"pass over X'X, {PASS_ROWS:,} x {PASS_COLUMNS}",
-        seconds_of_steps: f"{SVI_STEPS} steps of SVI, a VAE {'-'.join(map(str, SVI_WIDTHS))}, "
-        f"batches of {SVI_BATCH:,}",
+    widths = "-".join(map(str, SVI_WIDTHS))
+    svi = f"{SVI_STEPS} steps of SVI, a VAE {widths}, batches of {SVI_BATCH:,}"
+    measurements = {
+        f"pass over X'X, {PASS_ROWS:,} x {PASS_COLUMNS}": (seconds_of_pass,),
+        f"{svi}, eager": (seconds_of_steps, False),
+        f"{svi}, recorded": (seconds_of_steps, "recorded"),
     }
-    for function, name in names.items():
+    for name, (function, *args) in measurements.items():
         times = {number: [] for number in groups}
         for _ in range(REPETITIONS):
             for number, workers in groups.items():
-                times[number].append(max(workers.run(function)))
-        one, two = (min(times[number]) for number in groups)
+                times[number].append(max(workers.run(function, *args)))
+        one, two = (statistics.median(times[number]) for number in groups)
         print(f"{name}: {one:.2f} s on one process, {two:.2f} s on two: {one / two:.2f} times")
     for workers in groups.values():
         workers.close()

@@ -63,8 +63,8 @@ def fit_given(x, options, pair_options=None):
     return cases.state(pair), result.objective, result, dict(log.counts)
 
 
-def fit_vae(x, options, x_val=None):
-    vae = VAE.like(x, 2, hidden=(8,), seed=0)
+def fit_vae(x, options, x_val=None, hidden=(8,)):
+    vae = VAE.like(x, 2, hidden=hidden, seed=0)
     result = fit_svi(vae.model, vae.guide, x, x_val=x_val, seed=0, progress=False, **options)
     return cases.state(vae), result
 
@@ -111,10 +111,12 @@ def fit_of_rank(x, options):
 
 def endless(kind, x, file):
     """Fits without end, by one of three algorithms; those of SVI write a checkpoint."""
+    hidden = (400, 400) if kind == "SVI by shared memory" else (8,)
     while True:
         if kind == "EM":
             cases.linear_fit("EM", x)
         elif kind == "Bayesian":
             cases.bayesian(x)
         else:
-            fit_vae(x, {"steps": 10**6, "batch_size": 10, "capture": False, "checkpoint": file})
+            options = {"steps": 10**6, "batch_size": 10, "capture": False, "checkpoint": file}
+            fit_vae(x, options, hidden=hidden)

@@ -19,7 +19,7 @@ from workers import SECONDS, Workers
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("kind", ["EM", "Bayesian", "SVI"])
+@pytest.mark.parametrize("kind", ["EM", "Bayesian", "SVI", "SVI by shared memory"])
 def test_deaths_at_random_moments(kind, size, tmp_path):
     """The others end with an error that names the rank, and no checkpoint is lost."""
     moments, file = random.Random(f"{kind} {size}"), tmp_path / "fit.ckpt"

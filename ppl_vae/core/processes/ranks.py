@@ -89,6 +89,16 @@ class Processes:
             dist.all_reduce(total)
         return total.to(tensor.device)
 
+    def wait(self) -> None:
+        """Wait until all processes have called this function.
+
+        Raises:
+            ProcessError: if another process has ended.
+        """
+        if self.size > 1:
+            with self._exchange():
+                dist.all_reduce(torch.zeros(1, device=_backend_device(torch.device("cpu"))))
+
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The tensor of rank 0."""
         record("broadcast", tensor.nbytes)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ppl_vae.data.sources.block_source import BlockSource
 
-GROUP_NUMBERS = 2**24
-"""The number of numbers of a group of blocks, whose rows are shuffled together (64 MiB in
+GROUP_NUMBERS = 2**23
+"""The number of numbers of a group of blocks, whose rows are shuffled together (32 MiB in
 float32)."""
 
 

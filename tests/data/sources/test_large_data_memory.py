@@ -92,9 +92,9 @@ def test_memory_of_svi(name, tmp_path):
     size = write_table(path, rows, width, 200_000)
     before, after = measured("svi", path, rows, width)
     print(f"{name}: table {size:.0f} MiB, peak {after:.0f} MiB, {after - before:.0f} MiB more")
-    # Three groups of 2^24 numbers in float32; of each column of a Parquet file a page and a
+    # Three groups of 2^23 numbers in float32; of each column of a Parquet file a page and a
     # dictionary, at most 1 MiB each; and what a process needs to read, a few pieces of 2 MiB.
-    groups, pages, pieces = 3 * 64, 2 * width * (path.suffix == ".parquet"), 24
+    groups, pages, pieces = 3 * 32, 2 * width * (path.suffix == ".parquet"), 24
     assert after - before < groups + pages + pieces
 
 

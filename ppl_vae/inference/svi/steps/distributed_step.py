@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.arrays.digest import tensor_digest
 from ppl_vae.core.errors import ProcessError
 from ppl_vae.core.processes.ranks import Processes, describe_error
+from ppl_vae.core.processes.shared_memory import WeightedSum
 from ppl_vae.core.state import seed_generators
 from ppl_vae.inference.svi.batches.minibatch import FINITE
 from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
@@ -55,6 +56,9 @@ class DistributedStep:
 
     def __init__(self, processes: Processes, optimizer_step: OptimizerStep) -> None:
         self.processes, self.optimizer_step = processes, optimizer_step
+        self._sum, self._dtype = WeightedSum(processes), torch.float32
+        for parameter in optimizer_step.parameters:
+            self._dtype = torch.promote_types(self._dtype, parameter.dtype)
         self._changing: list[int] | None = None
 
     def share(self, rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], float]:
@@ -153,11 +157,12 @@ class DistributedStep:
         """
         parameters = self.optimizer_step.parameters
         given = [g is not None for g in own.gradients]
+        # Weights of processes that have rows are positive, so that sums of these are positive
+        # where any process has failed, or has a gradient.
         failed_and_given = own.value.new_tensor([error is not None, *given])
         gradients = list(map(self._part, parameters, own.gradients, [rows] * len(parameters)))
         parts = [own.value, *gradients, *own.changes.values()]
-        scaled = [part * fraction for part in parts]
-        total = self.processes.sum(self._flat([failed_and_given, *scaled]))
+        total = self._sum([failed_and_given, *parts], fraction, self._dtype)
         failed, *counts = total[: len(failed_and_given)].tolist()
         if failed:
             texts = self.processes.gather_text("" if error is None else describe_error(error))
@@ -220,12 +225,6 @@ class DistributedStep:
     def of_rank_zero(self, numbers: list[float]) -> list[float]:
         """The numbers that rank 0 has."""
         return self.processes.broadcast(torch.tensor(numbers, dtype=torch.float64)).tolist()
-
-    def _flat(self, parts: Sequence[Tensor]) -> Float[Tensor, " M"]:
-        dtype = torch.float32
-        for parameter in self.optimizer_step.parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-        return torch.cat([part.reshape(-1).to(dtype) for part in parts])
 
     def _is_per_datum(self, parameter: Tensor) -> bool:
         return any(parameter is table for table in self.optimizer_step.per_datum.tables)
