@@ -1,9 +1,13 @@
 """EM and PX-EM on data with missing values, against dense oracles."""
 
+import collections
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import combinations
 import oracles
@@ -284,3 +288,44 @@ def test_loadings_too_large_for_the_noise_are_rejected():
     ppca = ppca_from_arrays(np.zeros(D), 1e17 * rng.normal(size=(D, K)), 1e-4)
     with pytest.raises(ValueError, match=r"too large relative to the noise.*start from PPCA.like"):
         fit_em(ppca, data(fraction=0.6))
+
+
+# Cost
+
+
+class MatrixCounter(TorchDispatchMode):
+    """Counts the K x K matrices that are factorized or inverted, by operation."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.counts = size, collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        factorizes = name in (
+            "linalg_cholesky_ex",
+            "cholesky",
+            "cholesky_inverse",
+            "linalg_inv_ex",
+        )
+        if factorizes and args[0].shape[-2:] == (self.size, self.size):
+            self.counts[name] += args[0].numel() // self.size**2
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_iteration_factorizes_one_matrix_for_each_pattern():
+    num_patterns, repeats, latent_dim = 50, 8, 3
+    generator = np.random.default_rng(0)
+    observed = np.array(list(itertools.product([True, False], repeat=6)))[1 : num_patterns + 1]
+    observed = np.hstack([observed, np.ones((num_patterns, 4), bool)])
+    observed = np.repeat(observed, repeats, 0)[generator.permutation(num_patterns * repeats)]
+    x = np.where(observed, generator.normal(size=observed.shape), np.nan)
+    counts = []
+    for iterations in (3, 8):
+        ppca = PPCA(10, latent_dim, seed=0).double()
+        with MatrixCounter(latent_dim) as counter:
+            fit_em(ppca, x, accelerate=False, tol=0.0, max_iterations=iterations)
+        assert set(counter.counts) == {"linalg_cholesky_ex"}
+        counts.append(counter.counts["linalg_cholesky_ex"])
+    # Beside the patterns: W' Psi^-1 W, whose columns are tested for collinearity.
+    assert counts[1] - counts[0] == 5 * (num_patterns + 1)
