@@ -117,7 +117,9 @@ class CompiledFunction:
         key = self._key(args, flat := pytree.tree_leaves(args))
         if self.compiles_in_background and self.compilation is None:
             self._pending, graph = key, self._graphs[key]
-            self.compilation = BackgroundCompilation(graph, flat, self.options)
+            self.compilation = BackgroundCompilation(
+                graph, flat, self.options, self.recording_seconds
+            )
 
     def finish(self) -> None:
         """Take what another process compiles, which is waited for; the reason if it fails."""
