@@ -28,7 +28,7 @@ with those of another processor log p of the VAE on the first page changed by 0.
 a tail index from 0.47 to 0.55, and with it the sentence that names the reason of the verdict.
 """
 NO_COMPILER = """from ppl_vae.capture import policy
-policy.COMPILING_PER_RECORDING = float("inf")
+policy.COMPILING_PER_RECORDING = policy.BACKGROUND_MARGIN = float("inf")
 """
 """Lines before the code of a page: steps are compiled if measured times are long enough, so that
 rounding would depend on the load of the machine."""

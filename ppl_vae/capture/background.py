@@ -52,19 +52,26 @@ class BackgroundCompilation:
         graph: a graph of tensor operations.
         flat: arguments of the shapes that it will be called with.
         options: options of the compiler.
+        recording_seconds: the time in which the graph was recorded, to which that of compiling
+            is compared; by default that is not done.
 
     Attributes:
         seconds: the seconds until it was found to be ready.
     """
 
     def __init__(
-        self, graph: GraphModule, flat: Sequence[Tensor], options: dict[str, Any]
+        self,
+        graph: GraphModule,
+        flat: Sequence[Tensor],
+        options: dict[str, Any],
+        recording_seconds: float = 0.0,
     ) -> None:
         lifted, self._constants = lift_constants(graph)
         self._start, self.seconds = time.perf_counter(), 0.0
         self._folder = Path(tempfile.mkdtemp(prefix="ppl_vae_compile_"))
         layouts = [(t.shape, t.stride(), t.dtype) for t in (*flat, *self._constants)]
-        task = compile_worker.describe_graph(lifted), layouts, options, torch.get_num_threads()
+        nodes, started_at = compile_worker.describe_graph(lifted), time.time()
+        task = nodes, layouts, options, torch.get_num_threads(), started_at, recording_seconds
         (self._folder / compile_worker.TASK).write_bytes(pickle.dumps(task))
         self._process = _start_worker(self._folder)
         self.abandon = weakref.finalize(self, _end, self._process, self._folder, os.getpid())
@@ -114,11 +121,9 @@ def lift_constants(graph: GraphModule) -> tuple[Graph, list[Tensor]]:
 
 
 def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     environment = {
         **os.environ,
-        "TORCHINDUCTOR_CACHE_DIR": cache_dir(),
+        "TORCHINDUCTOR_CACHE_DIR": compile_worker.cache_dir(),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no further processes
         "TMPDIR": str(folder),
     }

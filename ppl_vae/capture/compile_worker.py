@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,21 @@ from torch.fx.node import map_arg
 REFERENCE = "node"
 """The first entry of a pair that stands for the result of another operation of a graph."""
 TASK, CODE, FAILURE = "task.pkl", "code.bin", "failure.txt"
+MEASURED = "ppl_vae_seconds_per_recorded_second.txt"
+"""The file in the folder of the compiler's cache with the time that compiling took last, on this
+machine, relative to that of recording. What was found in the cache does not count."""
 NICENESS = 10
 """The lower priority of the compiler. On two cores whose threads all belonged to a fit, recorded
 steps took an eighth longer and compiling 67 s; at 5 they took 45 % longer and it 40 s; at 19 it
 did not end within 150 s."""
+
+
+def cache_dir() -> str:
+    """The folder of the compiler's cache."""
+    # Imported where it is needed, since the compiler is not needed by most programs.
+    from torch._inductor.runtime import cache_dir_utils
+
+    return cache_dir_utils.cache_dir()
 
 
 def describe_graph(graph: Graph) -> list[tuple[Any, ...]]:
@@ -84,9 +96,11 @@ def main(folder: Path) -> None:
 
 
 def _compile(folder: Path) -> None:
+    from torch._dynamo.utils import counters
     from torch._inductor import config, standalone_compile
 
-    nodes, layouts, options, num_threads = pickle.loads((folder / TASK).read_bytes())
+    task = pickle.loads((folder / TASK).read_bytes())
+    nodes, layouts, options, num_threads, started_at, recording_seconds = task
     torch.set_num_threads(num_threads)  # which the code will use
     examples: list[Any] = [
         torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layouts
@@ -96,6 +110,24 @@ def _compile(folder: Path) -> None:
             build_graph(nodes), examples, dynamic_shapes="from_example_inputs", options={}
         )
     found.save(path=str(folder / CODE), format="binary")
+    if recording_seconds > 0 and counters["inductor"]["fxgraph_cache_miss"]:
+        note_measured_time((time.time() - started_at) / recording_seconds)
+
+
+def note_measured_time(ratio: float) -> None:
+    """Write the ratio of the times of compiling and recording, at once."""
+    path = Path(cache_dir()) / MEASURED
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(f"{ratio:.1f}")
+    partial.replace(path)
+
+
+def measured_time() -> float | None:
+    """The ratio of the times of compiling and recording on this machine, if it is known."""
+    try:
+        return float((Path(cache_dir()) / MEASURED).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _end_with_parent(folder: Path) -> None:

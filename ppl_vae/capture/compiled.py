@@ -22,6 +22,7 @@ from ppl_vae.capture.background import (
 from ppl_vae.capture.device_graph import check_graph, move_constants
 from ppl_vae.capture.graph import CaptureError, CompilationError, summarize_error
 from ppl_vae.capture.matmul import select_fastest_matmul
+from ppl_vae.capture.recorded import recorded_function
 from ppl_vae.core.state import kept_generators, precision, validation, validation_enabled
 
 MAX_SIGNATURES = 8
@@ -116,7 +117,9 @@ class CompiledFunction:
         key = self._key(args, flat := pytree.tree_leaves(args))
         if self.compiles_in_background and self.compilation is None:
             self._pending, graph = key, self._graphs[key]
-            self.compilation = BackgroundCompilation(graph, flat, self.options)
+            self.compilation = BackgroundCompilation(
+                graph, flat, self.options, self.recording_seconds
+            )
 
     def finish(self) -> None:
         """Take what another process compiles, which is waited for; the reason if it fails."""
@@ -161,7 +164,8 @@ class CompiledFunction:
         if self.compiles_in_background:
             self._graphs = {key: graph}
         if self.compiled is not True:
-            return (lambda tensors: graph(*tensors)), structure
+            with torch.no_grad(), self._device_precision(flat):
+                return recorded_function(graph, flat), structure
         if self.autotune_matmul:
             graph = select_fastest_matmul(graph)
         try:

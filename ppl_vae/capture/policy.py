@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 
+from ppl_vae.capture.compile_worker import measured_time
 from ppl_vae.capture.graph import CaptureError, CompilationError
 from ppl_vae.core.devices.mapped_constants import map_constants
 
@@ -20,7 +21,12 @@ COMPILING_PER_RECORDING = 30.0
 """The time that compiling takes relative to recording, which is measured: 15 to 30 on two cores
 with an empty cache of the compiler, 2 with a full one."""
 BACKGROUND_DELAY = 2.0
-"""How many times longer it takes in the background, by a process of low priority."""
+"""How many times longer it takes in the background, by a process of low priority. Both are used
+until the time has been measured on this machine, see
+:func:`ppl_vae.capture.compile_worker.measured_time`."""
+BACKGROUND_MARGIN = 1.5
+"""How many times longer than the compiler recorded work must last. While it compiles, steps take
+up to an eighth longer; the rest then takes about a third less time. Both are equal at 1.4."""
 COMPILED_SPEEDUP = 1.5
 """Assumed ratio of the times of recorded and compiled calls, a lower bound in most cases."""
 RECORDING_CALLS = 150
@@ -43,9 +49,21 @@ def is_worth_compiling(
         in_background: whether another process compiles, which costs little here, but is useful
             only if it ends long before the work does. Otherwise the work waits.
     """
-    cost = COMPILING_PER_RECORDING * recording_seconds
+    if in_background:
+        return seconds_left > BACKGROUND_MARGIN * background_seconds(recording_seconds)
     saved = seconds_left * (1 - 1 / COMPILED_SPEEDUP)
-    return seconds_left > 2 * BACKGROUND_DELAY * cost if in_background else saved > cost
+    return saved > COMPILING_PER_RECORDING * recording_seconds
+
+
+def background_seconds(recording_seconds: float) -> float:
+    """The time that another process needs to compile what was recorded in this time.
+
+    It is estimated by the last one that was measured on this machine, if there is one.
+    """
+    measured = measured_time()
+    if measured is None:
+        measured = BACKGROUND_DELAY * COMPILING_PER_RECORDING
+    return measured * recording_seconds
 
 
 def is_worth_recording(num_calls_left: int, seconds_per_call: float) -> bool:

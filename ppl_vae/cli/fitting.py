@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
-from ppl_vae.cli.lineage_command import describe_table
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
 from ppl_vae.cli.reading import read_file
@@ -77,7 +76,7 @@ def fit_and_save(
     data = read_file(TableFlags.from_given(run.options, source), path)
     run = _with_digest(run, data)
     print_or_log = LOG.info if as_json else print_line
-    print_or_log(f"{describe_table(data)}; {chosen.model}, seed {chosen.seed}")
+    print_or_log(f"{data.description}; {chosen.model}, seed {chosen.seed}")
     log_notes(data.notes)
     fitted = _fit(data, chosen, out, run, resume=resume)
     assert fitted.metadata is not None

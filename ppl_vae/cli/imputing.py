@@ -7,7 +7,6 @@ import numpy as np
 
 from ppl_vae.cli.applying import TableRows
 from ppl_vae.cli.console import LOG, StageDisplay
-from ppl_vae.cli.lineage_command import describe_table
 from ppl_vae.cli.options import ImputationFlags, Output, TableFlags
 from ppl_vae.cli.output import deliver
 from ppl_vae.cli.reading import read_file, read_for_model
@@ -68,7 +67,7 @@ def write_filled_table(
     silent = output.as_json or out == STANDARD_OUTPUT
     fitted = load_fitted(folders[0]) if folders else None
     table = read_for_model(flags, path, fitted) if fitted else read_file(flags, path)
-    _report([f"{describe_table(table)}, seed {seed}", *_notes(table.notes)], silent)
+    _report([f"{table.description}, seed {seed}", *_notes(table.notes)], silent)
     with threads(1), StageDisplay().live() as display:
         if fitted is not None:
             display.begin(f"imputing by the model in {fitted.name}")

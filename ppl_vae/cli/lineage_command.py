@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 
 from ppl_vae.cli.options import LineageFlags
-from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
 from ppl_vae.lineage.problem import LineageSettings
 from ppl_vae.lineage.report_data import ReportData, report_data
@@ -21,16 +20,6 @@ from ppl_vae.report.archive import results, write_draws, write_report, write_res
 from ppl_vae.report.table import lineage_table, omitted_columns, wrap
 from ppl_vae.report.terminal import NON_TERMINAL_WIDTH, Display
 from ppl_vae.report.verdict import verdict
-
-
-def describe_table(table: Table) -> str:
-    """The name, the size and the number of missing values of a table."""
-    num_rows, width = table.values.shape
-    missing = ""
-    if table.num_missing:
-        missing = f", {table.num_missing} of {num_rows * width} values missing"
-    size = f"{counted(num_rows, 'row')}, {counted(width, 'column')}"
-    return f"{table.name}: {size}{missing}"
 
 
 @dataclass
@@ -68,10 +57,6 @@ class LineageRun:
         Raises:
             KeyboardInterrupt: if one is received, with a sentence on what is finished and saved.
         """
-        self.table.check_several_columns()
-        self._print(f"{self._opening()}\n")
-        for note in self.table.notes:
-            self._print(f"note: {note}")
         try:
             self._run()
         except KeyboardInterrupt as error:
@@ -98,9 +83,6 @@ class LineageRun:
     def _print(self, text: str, style: str | None = None) -> None:
         if not self.as_json:
             self.console.print(text, style=style, soft_wrap=True, markup=False)
-
-    def _opening(self) -> str:
-        return f"{describe_table(self.table)}; K = {self.latent_dim}, seed {self.settings.seed}"
 
     def _fit(self) -> Lineage:
         about: dict[str, Any] = {"data": self.table.name, "notes": list(self.table.notes)}

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from ppl_vae.cli.lineage_command import LineageRun
+import typer
+
 from ppl_vae.cli.options import LineageFlags
 from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_options import TableOptions
 from ppl_vae.data.files.tables import Table, digits_table
 from ppl_vae.data.units import SCALES
-from ppl_vae.lineage.stage import select_stages
-from ppl_vae.lineage.stages import STAGES
+from ppl_vae.lineage.names import STAGE_NAMES
 
 
 def write_lineage(
@@ -38,12 +38,23 @@ def write_lineage(
     check_int("--starts", settings.starts)
     stages = settings.stages
     asked = None if stages is None else [name.strip() for name in stages.split(",")]
-    names = [stage.name for stage in select_stages(asked, STAGES)]
+    for name in asked or ():
+        check_option("stages", name, STAGE_NAMES)
     check_folder(out)
     table = digits_table() if path is None else options.read(path)
+    table.check_several_columns()
     k = _default_latent_dim(table) if settings.latent_dim is None else settings.latent_dim
-    run = LineageRun(table, k, names, settings=settings, out=out, as_json=as_json)
-    run.run()
+    if not as_json:
+        typer.echo(f"{table.description}; K = {k}, seed {settings.seed}\n")
+        for note in table.notes:
+            typer.echo(f"note: {note}")
+    # After the first lines, since importing all models, plots and formats takes seconds.
+    from ppl_vae.cli.lineage_command import LineageRun
+    from ppl_vae.lineage.stage import select_stages
+    from ppl_vae.lineage.stages import STAGES
+
+    names = [stage.name for stage in select_stages(asked, STAGES)]
+    LineageRun(table, k, names, settings=settings, out=out, as_json=as_json).run()
 
 
 def _default_latent_dim(table: Table) -> int:

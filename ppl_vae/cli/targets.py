@@ -3,8 +3,6 @@
 import tempfile
 from pathlib import Path
 
-from ppl_vae.fitted.folder import is_model_folder
-
 
 def check_folder(folder: Path) -> None:
     """Check that a folder can be made, or written to; it is not made.
@@ -33,6 +31,9 @@ def check_model_folder(folder: Path, *, force: bool) -> None:
         ValueError: if the folder holds something else than a model, without ``force``.
         OSError: if it cannot be written to.
     """
+    # Here, since commands without a model shall not wait for the import of all models.
+    from ppl_vae.fitted.folder import is_model_folder
+
     check_folder(folder)
     if force or not folder.exists() or is_model_folder(folder) or not any(folder.iterdir()):
         return

@@ -70,11 +70,13 @@ class Batch:
     def rows(self, index: Int[Tensor, " B"]) -> "Batch":
         """These rows of the whole data set that the batch is; the batch itself for all in
         order."""
-        mask = None if self.mask is None else self.mask[index]
+        # Indexing by a tensor would copy single numbers, and not whole rows.
+        x = self.x.index_select(0, index)
+        mask = None if self.mask is None else self.mask.index_select(0, index)
         everything = torch.arange(len(self), device=index.device)
         if len(index) == len(self) and torch.equal(index, everything):
-            return replace(self, x=self.x[index], mask=mask)
-        return replace(self, x=self.x[index], mask=mask, index=index, num_data=len(self))
+            return replace(self, x=x, mask=mask)
+        return replace(self, x=x, mask=mask, index=index, num_data=len(self))
 
     def split(self, index: Int[Tensor, " N"], size: int) -> Iterator["Batch"]:
         """The rows ``index`` of the whole data set in batches of at most ``size`` rows."""

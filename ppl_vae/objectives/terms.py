@@ -76,6 +76,8 @@ class ELBOTerms:
 
 
 def _total(terms: list[Tensor]) -> Tensor:
+    if len(terms) == 1:
+        return terms[0]
     return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
 
 

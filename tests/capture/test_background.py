@@ -17,7 +17,13 @@ import oracles
 from ppl_vae import ELBO, VAE, CapturedSVI, fit_svi, log_likelihood
 from ppl_vae.capture import background, policy
 from ppl_vae.capture.background import BackgroundCompilation, lift_constants
-from ppl_vae.capture.compile_worker import build_graph, describe_graph
+from ppl_vae.capture.compile_worker import (
+    MEASURED,
+    build_graph,
+    describe_graph,
+    measured_time,
+    note_measured_time,
+)
 from ppl_vae.capture.graph import CompilationError, capture_graph
 from ppl_vae.core.state import seeded
 from waiting import wait_until
@@ -107,6 +113,26 @@ def test_the_reason_of_a_failure_is_reported(graph, worker):
     with pytest.raises(CompilationError, match="RuntimeError: no compiler"):
         compilation.load()
     assert not compilation._folder.exists()
+
+
+def test_the_time_that_compiling_took_is_kept_beside_its_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert measured_time() is None
+    note_measured_time(23.456)
+    assert measured_time() == 23.5 and [path.name for path in tmp_path.iterdir()] == [MEASURED]
+    (tmp_path / MEASURED).write_text("")
+    assert measured_time() is None
+
+
+@pytest.mark.slow
+def test_only_what_is_not_found_in_the_cache_is_measured(graph, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    first = BackgroundCompilation(*graph, {}, recording_seconds=0.01)
+    first.load()
+    assert 0 < measured_time() <= first.seconds / 0.01 + 1
+    (tmp_path / MEASURED).unlink()
+    BackgroundCompilation(*graph, {}, recording_seconds=0.01).load()
+    assert measured_time() is None
 
 
 @pytest.fixture

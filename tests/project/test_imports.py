@@ -96,6 +96,32 @@ assert "torch" not in sys.modules and "pyro" not in sys.modules
     assert found.stdout.strip() == ppl_vae.__version__
 
 
+FIRST_LINE = """
+import sys
+import typer
+class FirstLine(Exception):
+    pass
+def stop(text):
+    raise FirstLine(text)
+typer.echo = stop
+from ppl_vae.cli.lineage_run import write_lineage
+from ppl_vae.cli.options import LineageFlags
+from pathlib import Path
+try:
+    write_lineage(None, None, LineageFlags(), Path("."), as_json=False)
+except FirstLine as first:
+    assert "1797 rows, 64 columns" in str(first)
+print(sorted({"matplotlib", "xarray", "arviz"} & sys.modules.keys()))
+print([name for name in sys.modules if name.startswith(("ppl_vae.lineage.", "ppl_vae.models."))])
+"""
+
+
+@pytest.mark.slow
+def test_the_lineage_prints_its_first_line_before_it_imports_models_and_plots():
+    found = run("-c", FIRST_LINE)
+    assert found.stdout.splitlines() == ["[]", "['ppl_vae.lineage.names']"], found.stderr
+
+
 TIMES = """
 import time
 import torch, pyro

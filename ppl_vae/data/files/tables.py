@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.files.array_files import npy_table, npz_table
 from ppl_vae.data.files.column_roles import ColumnRoles
@@ -72,6 +73,16 @@ class Table:
     def num_missing(self) -> int:
         """The number of missing values."""
         return int(np.isnan(self.values).sum())
+
+    @property
+    def description(self) -> str:
+        """The name, the size and the number of missing values."""
+        num_rows, width = self.values.shape
+        missing = ""
+        if self.num_missing:
+            missing = f", {self.num_missing} of {num_rows * width} values missing"
+        size = f"{counted(num_rows, 'row')}, {counted(width, 'column')}"
+        return f"{self.name}: {size}{missing}"
 
     @property
     def row_index(self) -> pd.Index | None:

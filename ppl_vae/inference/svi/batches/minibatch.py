@@ -259,7 +259,8 @@ class MinibatchObjective:
         tensors = common
         if per_step:
             rows, *own = per_step
-            tensors = own or [tensor[rows] for tensor in common]
+            # index_select copies whole rows; indexing by a tensor copies single numbers.
+            tensors = own or [tensor.index_select(0, rows) for tensor in common]
         x, mask = tensors if len(tensors) > 1 else (tensors[0], None)
         batch = Batch(x, mask)
         if per_step:

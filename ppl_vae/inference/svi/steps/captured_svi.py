@@ -25,7 +25,7 @@ from ppl_vae.capture.graph import (
     permuted,
     perturbed,
 )
-from ppl_vae.capture.policy import COMPILING_PER_RECORDING, CapturePolicy
+from ppl_vae.capture.policy import CapturePolicy, background_seconds
 from ppl_vae.core.autoguides import RowCheck
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
@@ -172,7 +172,7 @@ class CapturedSVI(SVI):
         run = self._functions.get(("background", call.signature))
         if run is None:
             recorded = self._functions.get((False, call.signature))
-            cost = COMPILING_PER_RECORDING * (recorded.recording_seconds if recorded else math.inf)
+            cost = background_seconds(recorded.recording_seconds) if recorded else math.inf
             # The work that is left is expected to take as long as the work so far.
             if self._seconds.get(call.signature, 0.0) > cost:
                 try:
