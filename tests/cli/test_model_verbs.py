@@ -229,7 +229,11 @@ def test_evaluations_are_in_the_units_of_the_table(folder, tmp_path):
     assert content["gaps"]["elbo"] == pytest.approx(content["log_likelihood"]["value"])
     page = tmp_path / "evaluation.html"
     run("report", out, "--out", page)
-    assert "Evaluation on mine.csv" in page.read_text()
+    text = page.read_text()
+    assert "Evaluation on mine.csv" in text
+    details = re.findall(r"<li>(.*?)</li>", text)  # each states what it is about
+    assert details and all(": " in detail for detail in details)
+    assert any(detail.startswith("Latent space: ") for detail in details)
 
 
 def test_the_page_of_a_fit(folder, tmp_path):

@@ -160,6 +160,7 @@ def test_the_cross_check_shows_annealing_minus_importance_sampling(figures):
     (axes,) = figures["cross-check"].render().axes
     comparisons = lineages.small_report_data().cross_check
     assert len(axes.containers) == len(comparisons) == 4
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())  # numbers of data
     for container, (name, pair) in zip(axes.containers, comparisons.items(), strict=True):
         difference = pair.estimates["annealed"].value - pair.estimates["importance"].value
         assert np.allclose(container.lines[0].get_ydata(), difference)
