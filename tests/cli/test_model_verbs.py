@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -361,7 +362,18 @@ def test_a_constant_column_is_named(tmp_path, monkeypatch, capsys):
     assert "constant columns: flax" in found.stderr
     fa = ["--model", "factor-analysis"]
     error = failing(monkeypatch, capsys, "fit", tmp_path / "x.csv", *out, *fa)
-    assert "the columns ['flax'] are constant" in error and "--drop" in error
+    assert "the columns 'flax' are constant" in error and "(--drop flax)" in error
+
+
+def test_all_columns_that_a_fit_cannot_have_are_in_one_option(tmp_path, monkeypatch, capsys):
+    constant = {f"level, {k}": 3.0 for k in range(7)}
+    frame(missing=0).assign(**constant).to_csv(tmp_path / "x.csv", index=False)
+    arguments = ["fit", tmp_path / "x.csv", "--out", tmp_path / "m", "--latent-dim", 1]
+    arguments += ["--model", "factor-analysis"]
+    error = failing(monkeypatch, capsys, *arguments)
+    options = shlex.split(re.search(r"\((--drop .*?)\), or", error).group(1))
+    run(*arguments, *options)
+    assert load_fitted(tmp_path / "m").columns == tuple(NAMES)
 
 
 def test_quiet_and_verbose(folder):
