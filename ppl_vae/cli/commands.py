@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import typer
 
 from ppl_vae.cli.app import INTERRUPTED
-from ppl_vae.cli.console import Verbosity
+from ppl_vae.cli.console import Verbosity, log_imports
 
 Group = TypeVar("Group")
 
@@ -38,6 +38,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         with _built(Verbosity, given).logging(), interruptible():
+            log_imports()
             _check_seed(given)
             built = {name: _built(group, given) for name, group in groups.items()}
             command(**given, **built)

@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -11,16 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 LOG = logging.getLogger("ppl_vae")
-BAR, BAR_AND_TIMES, OBJECTIVE = 20, 40, 24
-"""The widths of a bar, of a bar and two times with spaces between them, and of the objective."""
-MIN_TEXT = 18
-"""The least width of the text of a stage beside them."""
+BAR, NARROW_BAR = 30, 8
+"""The width of a bar, and of one on a narrow terminal."""
+WIDE = 80
+"""The width of a terminal, in characters, from which on the objective is shown with its unit."""
 
 
 class _StandardErrorHandler(logging.Handler):
@@ -106,6 +108,12 @@ def _log_warning(message: Any, *_: Any, **__: Any) -> None:
     LOG.warning("warning: %s", " ".join(str(message).split()))
 
 
+def log_imports() -> None:
+    """Log on a terminal that torch is imported, which takes seconds, if it has not been."""
+    if "torch" not in sys.modules and sys.stderr.isatty():
+        LOG.info("importing torch")
+
+
 def log_notes(notes: tuple[str, ...]) -> None:
     """Log the caveats of a result."""
     for note in notes:
@@ -118,6 +126,7 @@ class StageDisplay:
     def __init__(self) -> None:
         self._progress: Any = None
         self._task: Any = None
+        self._unit = ""
 
     def begin(self, text: str, total: int = 0) -> None:
         """Begin a stage.
@@ -129,15 +138,12 @@ class StageDisplay:
         LOG.info("%s", text)
         if self._progress is not None:
             self._remove()
-            width = self._progress.console.width - BAR_AND_TIMES - OBJECTIVE * (total > 0)
-            width = max(MIN_TEXT, width)
-            shown = text if len(text) <= width else f"{text[: width - 1]}…"
-            self._task = self._progress.add_task(shown, total=total or None, value="")
+            self._task = self._progress.add_task("", total=total or None, value="")
 
     def update(self, step: int, value: float) -> None:
         """Update the number of steps made and the objective in nats per datum."""
         if self._progress is not None:
-            shown = f"{value:.3f} nats per datum"
+            shown = f"{value:.3f}{self._unit}"
             self._progress.update(self._task, completed=step, value=shown)
 
     def _remove(self) -> None:
@@ -146,32 +152,47 @@ class StageDisplay:
 
     @contextmanager
     def live(self) -> Iterator["StageDisplay"]:
-        """Draw the bar while the block runs, if standard error is a terminal."""
+        """Draw the bar below the line of the stage, if standard error is a terminal.
+
+        It has the objective, the time since the stage began and, where the number of steps is
+        known, the time that is left.
+        """
         if not (sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)):
             yield self
             return
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=BAR),
-            TextColumn("{task.fields[value]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         console = Console(stderr=True)
+        wide = console.width >= WIDE
+        self._unit = " nats per datum" if wide else ""
+        columns = (
+            BarColumn(bar_width=BAR if wide else NARROW_BAR),
+            TimeElapsedColumn(),
+            _time_left(),
+            TextColumn("{task.fields[value]}"),
+        )
         with Progress(*columns, console=console, transient=True) as self._progress:
             try:
                 yield self
             finally:
                 self._progress = None
+
+
+def _time_left() -> Any:
+    """A column of a bar: "0:01:12 left"; empty until it is known. Fits may stop earlier."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            if task.time_remaining is None or task.total is None:
+                return Text("")
+            return Text(f"{timedelta(seconds=math.ceil(task.time_remaining))} left")
+
+    return TimeLeft()
 
 
 class GuardedOutput(io.RawIOBase):

@@ -14,7 +14,9 @@ from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
+from ppl_vae.data.files.file_content import quoted
 from ppl_vae.data.files.tables import Table
+from ppl_vae.data.files.text_columns import option
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.units import Scaling, choose_scaling
 from ppl_vae.evaluation.evidence.laplace import number_of_parameters
@@ -197,8 +199,8 @@ def _choose_scaling(table: Table, x: Float[Tensor, "N D"], scale: str) -> Scalin
     empty = [table.columns[k] for k in (columns.count == 0).nonzero().flatten().tolist()]
     if empty:
         raise ValueError(
-            f"{table.name} has nothing observed in the columns {empty[:5]}; leave them out "
-            "(--drop)"
+            f"{table.name} has nothing observed in the columns {quoted(empty)}; leave them out in "
+            f"addition to others ({option('drop', empty)})"
         )
     return choose_scaling(x, columns, scale, image_shape=table.image_shape)
 

@@ -23,7 +23,9 @@ from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import ColumnStats
+from ppl_vae.data.files.file_content import quoted
 from ppl_vae.data.files.tables import Table
+from ppl_vae.data.files.text_columns import option
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.units import Units, choose_scaling
 from ppl_vae.evaluation.prediction.masked_cv import MAX_SELECTION_ROWS, select_by_masked_cv
@@ -223,8 +225,9 @@ def _check_columns(table: Table, statistics: ColumnStats, settings: FitSettings)
     empty = [table.columns[k] for k in (statistics.count == 0).nonzero().flatten().tolist()]
     if empty:
         raise ValueError(
-            f"the rows that are fitted have nothing observed in the columns {empty[:5]}; leave "
-            "these out (--drop), or choose another --seed if other rows have values"
+            f"the rows that are fitted have nothing observed in the columns {quoted(empty)}; "
+            f"leave them out in addition to others ({option('drop', empty)}), or choose another "
+            "--seed if other rows have values"
         )
     constant = [table.columns[k] for k in statistics.constant_columns()]
     if len(constant) == len(table.columns):
@@ -232,9 +235,9 @@ def _check_columns(table: Table, statistics: ColumnStats, settings: FitSettings)
     needs_variance = not settings.has_networks and settings.model != "ppca"
     if constant and needs_variance:
         raise ValueError(
-            f"the columns {constant[:5]} are constant in the rows that are fitted, and "
-            f"--model {settings.model} cannot have them: leave them out (--drop), or use "
-            "--model ppca"
+            f"the columns {quoted(constant)} are constant in the rows that are fitted, and "
+            f"--model {settings.model} cannot have them: leave them out in addition to others "
+            f"({option('drop', constant)}), or use --model ppca"
         )
 
 

@@ -12,7 +12,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.core.arrays.entries import REAL_KINDS, as_real_array
+from ppl_vae.core.arrays.entries import REAL_KINDS, as_real_array, refuse_fields
 from ppl_vae.core.arrays.frames import read_frame
 from ppl_vae.core.validation import ArrayLike, as_matrix, is_block_list
 
@@ -111,6 +111,7 @@ def as_input(X: ArrayLike) -> Any:
         import pandas as pd
 
         return pd.DataFrame(values, columns=list(reader.labels.columns))
+    refuse_fields(X, "X")
     if is_block_list(X) or isinstance(X, Tensor):
         return as_matrix(X, name="X", check_finite=False).cpu().numpy()
     if isinstance(X, list | tuple):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE, Comparison
 from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
@@ -44,6 +45,7 @@ def plot_tail_index(estimates: Mapping[str, LogLikelihood], ax: Axes | None = No
             label = f"its limit, {limit:.2f}"
             ax.axhline(limit, lw=1, ls=":", color=shade, alpha=0.75, label=label)
     ax.set_xlabel("held-out datum")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("pooled tail index (no unit)")
     title(ax, "Tail index of the importance weights")
     legend_below(ax, 2)
@@ -103,6 +105,7 @@ def plot_cross_check(
         )
     ax.axhline(0, color="black", lw=1, ls=":")
     ax.set_xlabel("held-out datum")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(f"log p by annealing minus that by\nimportance sampling, {NATS}")
     title(ax, "Cross-check by annealed importance sampling")
     legend_below(ax, 2)

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppl_vae.core.fit_result import FitResult
@@ -118,6 +119,7 @@ def plot_log_p(
     ax.axvline(float(values.mean()), color="black", lw=1, ls=":", label="mean")
     ax.set_xlabel("log p of a row, nats per datum")
     ax.set_ylabel("number of rows")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     title(ax, "log p of the rows")
     legend_below(ax)
     return ax

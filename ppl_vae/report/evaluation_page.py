@@ -33,9 +33,9 @@ def evaluation_page(evaluation: Evaluation) -> Page:
         run=[("model", evaluation.model), ("data", evaluation.data), *_method(estimate)],
         notes=[
             *(() if estimate is None else estimate.notes),
-            *_lines(estimate)[2:],
-            *_lines(evaluation.gaps)[1:],
-            *_lines(found)[1:],
+            *(f"Log p: {line}" for line in _lines(estimate)[2:]),
+            *(f"Gaps: {line}" for line in _lines(evaluation.gaps)[1:]),
+            *(f"Latent space: {line}" for line in _lines(found)[1:]),
         ],
     )
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.table import lineage_table
@@ -18,6 +19,8 @@ from ppl_vae.report.table import lineage_table
 LOG = logging.getLogger("ppl_vae")
 NON_TERMINAL_WIDTH = 200
 """The width of the output, in characters, if it is not a terminal."""
+BAR, NARROW_BAR, WIDE = 30, 8, 60
+"""The widths of a bar, and of a terminal from which on it has the first of them."""
 REFRESH_INTERVAL = 0.25
 """Seconds between updates of the display."""
 
@@ -39,11 +42,8 @@ class Display:
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self.console, self.names = console, names
         self.lineage: Lineage | None = None
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[remaining]}"),
-        )
+        bar = BarColumn(bar_width=BAR if console.width >= WIDE else NARROW_BAR)
+        columns = (bar, TextColumn("{task.fields[remaining]}"))
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("", total=None, remaining="")
         self._description = self._stage = ""
@@ -95,7 +95,7 @@ class Display:
     def _only_progress(self) -> RenderableType:
         with self._lock:
             self._progress.update(self._task, remaining=self._remaining())
-        return self._progress
+        return Group(Text(self._description), self._progress)
 
     def _with_table(self) -> RenderableType:
         rows = self.lineage.rows if self.lineage is not None else ()

@@ -1,18 +1,25 @@
 """Progress: a bar on a terminal, one line per stage elsewhere, nothing with --quiet."""
 
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
 import sys
+import termios
 import threading
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import ppl_vae
+from ppl_vae.cli.console import StageDisplay, Verbosity, log_imports
 from ppl_vae.cli.main import app
+from ppl_vae.report.terminal import Display
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -31,7 +38,14 @@ def place(tmp_path_factory):
 
 def standard_error(arguments, *, terminal):
     """What a command writes to standard error, which is a terminal or a pipe."""
+    return written(lambda: app([*map(str, arguments)], standalone_mode=False), terminal=terminal)
+
+
+def written(function, *, terminal, columns=80):
+    """What a function writes to standard error."""
     reading, writing = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     pieces = []
 
     def read():
@@ -46,7 +60,8 @@ def standard_error(arguments, *, terminal):
     with pytest.MonkeyPatch.context() as patch, os.fdopen(writing, "w", buffering=1) as stream:
         patch.setattr(sys, "stderr", stream)
         patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
-        app([*map(str, arguments)], standalone_mode=False)
+        patch.setenv("COLUMNS", str(columns))
+        function()
     thread.join(10)
     os.close(reading)
     return b"".join(pieces).decode()
@@ -95,3 +110,45 @@ def test_the_reading_of_a_large_file_is_a_stage(place, monkeypatch):
     monkeypatch.setattr("ppl_vae.cli.reading.LARGE_FILE", 10)
     found = standard_error(["score", place / "m", place / "t.csv"], terminal=False)
     assert f"reading {place / 't.csv'}" in found.splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+def test_a_bar_fits_the_terminal_and_states_the_time_left(columns):
+    def stage():
+        with Verbosity().logging(), StageDisplay().live() as display:
+            display.begin("fitting a model", 100)
+            for step in (20, 40, 60):
+                display.update(step, -1234.5678)
+                time.sleep(0.11)  # between two refreshes
+
+    shown = CODES.sub("", written(stage, terminal=True, columns=columns))
+    bars = [line for line in re.split(r"[\r\n]+", shown) if "━" in line]
+    assert bars and all(len(line.rstrip()) <= columns for line in bars)
+    assert any(re.search(r"\d:\d\d:\d\d left +-1234.568", line) for line in bars)
+    assert ("nats per datum" in "".join(bars)) == (columns == 100)
+
+
+def test_a_terminal_shows_that_torch_is_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+
+    def begin():
+        with Verbosity().logging():
+            log_imports()
+
+    assert written(begin, terminal=True).split() == ["importing", "torch"]
+    assert written(begin, terminal=False) == ""
+    monkeypatch.undo()
+    assert written(begin, terminal=True) == ""
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+def test_the_progress_of_a_lineage_fits_the_terminal(columns):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=columns)
+    display = Display(console, ["closed-form", "linear-amortized"])
+    with display.live(table=False):
+        display.update("linear-amortized", "fitting by SVI", 50, 100)
+    lines = re.split(r"[\r\n]+", CODES.sub("", text.getvalue()))
+    assert all(len(line) <= columns for line in lines)
+    assert "stage 2 of 2, linear-amortized: " in text.getvalue()
+    assert any(re.search("━ 50 %", line) for line in lines)

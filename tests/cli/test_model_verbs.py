@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -229,7 +230,11 @@ def test_evaluations_are_in_the_units_of_the_table(folder, tmp_path):
     assert content["gaps"]["elbo"] == pytest.approx(content["log_likelihood"]["value"])
     page = tmp_path / "evaluation.html"
     run("report", out, "--out", page)
-    assert "Evaluation on mine.csv" in page.read_text()
+    text = page.read_text()
+    assert "Evaluation on mine.csv" in text
+    details = re.findall(r"<li>(.*?)</li>", text)  # each states what it is about
+    assert details and all(": " in detail for detail in details)
+    assert any(detail.startswith("Latent space: ") for detail in details)
 
 
 def test_the_page_of_a_fit(folder, tmp_path):
@@ -357,7 +362,18 @@ def test_a_constant_column_is_named(tmp_path, monkeypatch, capsys):
     assert "constant columns: flax" in found.stderr
     fa = ["--model", "factor-analysis"]
     error = failing(monkeypatch, capsys, "fit", tmp_path / "x.csv", *out, *fa)
-    assert "the columns ['flax'] are constant" in error and "--drop" in error
+    assert "the columns 'flax' are constant" in error and "(--drop flax)" in error
+
+
+def test_all_columns_that_a_fit_cannot_have_are_in_one_option(tmp_path, monkeypatch, capsys):
+    constant = {f"level, {k}": 3.0 for k in range(7)}
+    frame(missing=0).assign(**constant).to_csv(tmp_path / "x.csv", index=False)
+    arguments = ["fit", tmp_path / "x.csv", "--out", tmp_path / "m", "--latent-dim", 1]
+    arguments += ["--model", "factor-analysis"]
+    error = failing(monkeypatch, capsys, *arguments)
+    options = shlex.split(re.search(r"\((--drop .*?)\), or", error).group(1))
+    run(*arguments, *options)
+    assert load_fitted(tmp_path / "m").columns == tuple(NAMES)
 
 
 def test_quiet_and_verbose(folder):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import scipy.sparse
 import torch
 import xarray as xr
 
@@ -80,8 +81,12 @@ KINDS = {
     "pandas": frame,
     "pandas, nullable": lambda x: frame(x).convert_dtypes(),
     "pandas, sparse": lambda x: frame(x).astype(pd.SparseDtype("float64", np.nan)),
+    "pandas, Arrow": lambda x: frame(x).convert_dtypes(dtype_backend="pyarrow"),
     "pandas, objects": lambda x: frame(x).astype(object),
     "xarray": lambda x: xr.DataArray(x, dims=("row", "column"), coords={"column": COLUMNS}),
+    "xarray, named": lambda x: xr.DataArray(x, dims=("y", "z"), name="v").assign_coords(
+        z=COLUMNS, y=[f"row {k}" for k in range(N)]
+    ),
     "xarray data set": lambda x: xr.Dataset(
         {name: ("row", x[:, k]) for k, name in enumerate(COLUMNS)}
     ),
@@ -305,6 +310,51 @@ def test_values_under_a_mask_may_be_infinite(entry):
     ):
         found = plain(call(given, hidden))
         torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+SPARSE = {
+    "scipy": scipy.sparse.csr_matrix,
+    "scipy array": scipy.sparse.coo_array,
+    "torch": lambda x: torch.tensor(x).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("entry", sorted(ENTRY_POINTS.keys() - SLOW))
+def test_sparse_matrices_give_the_answer_of_dense_ones(entry):
+    x = np.where(np.abs(COMPLETE) < 0.7, 0.0, COMPLETE)
+    expected = plain(ENTRY_POINTS[entry](torch.tensor(x)))
+    for kind, sparse in SPARSE.items():
+        with pytest.warns(UserWarning, match="is a sparse matrix; it is converted to a dense one"):
+            found = plain(ENTRY_POINTS[entry](sparse(x)))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=f"{entry}: {kind}")
+
+
+def structured_array(x):
+    return frame(x).to_records(index=False).view(np.ndarray)
+
+
+NO_TABLES = {
+    "structured array": (structured_array, "a structured array with the fields 'a', 'b'"),
+    "record array": (lambda x: frame(x).to_records(index=False), "the fields 'a', 'b', 'c', 'd'"),
+    "masked fields": (lambda x: np.ma.array(structured_array(x)), "the fields 'a', 'b'"),
+    "dictionary": (lambda x: dict(zip(COLUMNS, x.T, strict=True)), "the keys 'a', 'b', 'c', 'd'"),
+    "dictionaries": (lambda x: frame(x).to_dict("records"), "a list of dictionaries"),
+    "complex": (lambda x: x + 1j, "[Cc]omplex"),
+    "durations": (lambda x: np.nan_to_num(x).astype("m8[s]"), "must hold numbers"),
+    "texts": (lambda x: x.astype(str), "must hold numbers"),
+    "dates": (lambda x: frame(x).assign(a=pd.Timestamp("2020")), r"not numeric: \['a'\]"),
+    "categories": (lambda x: frame(x).assign(b=pd.Categorical(["u"] * N)), r"numeric: \['b'\]"),
+}
+
+
+@pytest.mark.parametrize("entry", sorted(ENTRY_POINTS.keys() | COMPLETE_ONLY.keys()))
+def test_what_is_no_table_of_numbers_is_refused_by_name(entry):
+    call = (ENTRY_POINTS | COMPLETE_ONLY)[entry]
+    for make, message in NO_TABLES.values():
+        with pytest.raises(
+            (TypeError, ValueError), match=message
+        ):  # scikit-learn raises the latter
+            call(make(COMPLETE))
 
 
 def available(kind):

@@ -27,6 +27,7 @@ from ppl_vae.plots.axes import image_grid_size, log_scale
 from ppl_vae.plots.bounds import NUM_ITERATIONS
 from ppl_vae.plots.calibration import plot_rank_ecdf
 from ppl_vae.plots.estimates import plot_comparison
+from ppl_vae.plots.fits import plot_log_p
 from ppl_vae.plots.images import plot_samples
 from ppl_vae.plots.latent_spaces import plot_kl_by_dimension, plot_latent_means, plot_spectrum
 from ppl_vae.plots.lineage import gaps_size, plot_gaps, plot_objective
@@ -160,6 +161,7 @@ def test_the_cross_check_shows_annealing_minus_importance_sampling(figures):
     (axes,) = figures["cross-check"].render().axes
     comparisons = lineages.small_report_data().cross_check
     assert len(axes.containers) == len(comparisons) == 4
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())  # numbers of data
     for container, (name, pair) in zip(axes.containers, comparisons.items(), strict=True):
         difference = pair.estimates["annealed"].value - pair.estimates["importance"].value
         assert np.allclose(container.lines[0].get_ydata(), difference)
@@ -167,6 +169,12 @@ def test_the_cross_check_shows_annealing_minus_importance_sampling(figures):
         errors = [e.standard_error**2 for e in pair.estimates.values()]
         lengths = [end[1] - start[1] for start, end in container.lines[2][0].get_segments()]
         assert np.allclose(lengths, 2 * sum(errors).sqrt())
+
+
+def test_numbers_of_rows_are_whole_on_the_axis():
+    axes = plot_log_p(torch.tensor([-1.0, -3.0, -3.1, -9.0]))
+    assert all(float(tick).is_integer() for tick in axes.get_yticks())
+    plt.close(axes.figure)
 
 
 def test_exact_zeros_are_marked(figures):

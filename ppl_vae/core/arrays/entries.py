@@ -39,6 +39,7 @@ def as_real_array(x: Any, name: str) -> np.ndarray:
         ValueError: if a sparse matrix would be too large; if lists have different lengths.
     """
     x = densified(x, name)
+    refuse_fields(x, name)
     masked = np.ma.getmaskarray(x) if isinstance(x, np.ma.MaskedArray) else None
     array = np.asarray(x.data if isinstance(x, np.ma.MaskedArray) else x)
     if masked is not None and masked.any():
@@ -48,6 +49,26 @@ def as_real_array(x: Any, name: str) -> np.ndarray:
     elif array.dtype.kind not in REAL_KINDS:
         raise TypeError(_description(x, array, name))
     return as_plain(array, name)
+
+
+def refuse_fields(x: Any, name: str) -> None:
+    """Refuse arrays with fields, and dictionaries of columns or rows, which are frames.
+
+    Raises:
+        TypeError: naming the fields, and the way out.
+    """
+    fields = getattr(getattr(x, "dtype", None), "names", None)
+    kind = "a structured array with the fields"
+    if isinstance(x, Mapping):
+        kind, fields = "a dictionary with the keys", tuple(x)
+    elif isinstance(x, list | tuple) and x and isinstance(x[0], Mapping):
+        kind, fields = "a list of dictionaries with the keys", tuple(x[0])
+    if isinstance(fields, tuple) and fields:
+        listed = ", ".join(map(repr, fields[:5])) + (", ..." if len(fields) > 5 else "")
+        raise TypeError(
+            f"{name} is {kind} {listed}; pass the frame pandas.DataFrame({name}), whose columns "
+            "have these names"
+        )
 
 
 def as_plain(array: np.ndarray, name: str) -> np.ndarray:
