@@ -21,6 +21,8 @@ BAR, BAR_AND_TIMES, OBJECTIVE = 20, 40, 24
 """The widths of a bar, of a bar and two times with spaces between them, and of the objective."""
 MIN_TEXT = 18
 """The least width of the text of a stage beside them."""
+SEND_AGAIN = 0.02
+"""Seconds after which a signal that was lost is sent again."""
 
 
 class _StandardErrorHandler(logging.Handler):
@@ -34,7 +36,8 @@ def interrupting_signals(function: Callable[..., Any]) -> Iterator[list[int]]:
     """Raise a KeyboardInterrupt on SIGINT and SIGTERM inside a function, and only there.
 
     A signal that arrives before or after the function, where nothing would catch the exception,
-    is only recorded. Signals that are ignored stay ignored, as under ``nohup``.
+    is only recorded. One that arrives in a destructor, from which no exception leaves, is sent
+    again a moment later. Signals that are ignored stay ignored, as under ``nohup``.
 
     Args:
         function: called by the block that this context manager is around.
@@ -60,10 +63,36 @@ def interrupting_signals(function: Callable[..., Any]) -> Iterator[list[int]]:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, stop)
-        yield received
+        with _sent_again(received):
+            yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _sent_again(received: list[int]) -> Iterator[None]:
+    """Send a signal again whose KeyboardInterrupt was lost, in ``__del__`` or a callback of C.
+
+    Python reports such an exception to ``sys.unraisablehook`` and goes on.
+    """
+    before, timers = sys.unraisablehook, []
+
+    def hook(unraisable: Any) -> None:
+        if not received or not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        timers.append(threading.Timer(SEND_AGAIN, os.kill, (os.getpid(), received[-1])))
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        sys.unraisablehook = before
 
 
 @dataclass(frozen=True)
