@@ -126,7 +126,9 @@ class SignalWhenDeleted:
 
 
 @SIGNALS
-def test_a_signal_in_a_destructor_is_not_lost(number, status, table, tmp_path, monkeypatch, capsys):
+def test_a_signal_in_a_destructor_is_not_lost(
+    number, status, table, tmp_path, monkeypatch, capsys
+):
     def fit(*_, **__):
         SignalWhenDeleted(number)
         time.sleep(5)

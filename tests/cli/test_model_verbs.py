@@ -186,10 +186,7 @@ def test_models_are_compared_on_rows_that_no_fit_used(folder, tmp_path):
     out = tmp_path / "comparison.csv"
     paths = [folder / "ppca", folder / "vae", folder / "mine.csv"]
     found = run("compare", *paths, "--held-out", "--out", out, "--draws", 300, "--refine", 0)
-    assert (
-        "log p of 12 data points" in found.stdout
-        and "differences to the best" in found.stdout
-    )
+    assert "log p of 12 data points" in found.stdout and "differences to the best" in found.stdout
     table = pd.read_csv(out, index_col="model")
     assert set(table.index) == {"ppca", "vae"}
     metadata = load_fitted(folder / "ppca").metadata
