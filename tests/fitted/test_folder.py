@@ -312,7 +312,8 @@ def test_a_program_without_a_record_is_in_its_own_units():
     [
         ({"seed": 2**32}, "--seed must be a whole number within"),
         ({"model": "pca"}, "--model must be one of"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be above 0; got nan"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be finite and above 0; got nan"),
+        ({"learning_rate": float("inf")}, "--learning-rate must be finite and above 0; got inf"),
         ({"held_out": 1.0}, "--held-out must be between 0 and 1"),
         ({"epochs": 0}, "--epochs must be a whole number >= 1; got 0"),
         ({"scale": "log"}, "--scale must be one of"),
