@@ -23,6 +23,8 @@ BAR, NARROW_BAR = 30, 8
 """The width of a bar, and of one on a narrow terminal."""
 WIDE = 80
 """The width of a terminal, in characters, from which on the objective is shown with its unit."""
+SEND_AGAIN = 0.02
+"""Seconds after which a signal that was lost is sent again."""
 
 
 class _StandardErrorHandler(logging.Handler):
@@ -36,7 +38,8 @@ def interrupting_signals(function: Callable[..., Any]) -> Iterator[list[int]]:
     """Raise a KeyboardInterrupt on SIGINT and SIGTERM inside a function, and only there.
 
     A signal that arrives before or after the function, where nothing would catch the exception,
-    is only recorded. Signals that are ignored stay ignored, as under ``nohup``.
+    is only recorded. One that arrives in a destructor, from which no exception leaves, is sent
+    again a moment later. Signals that are ignored stay ignored, as under ``nohup``.
 
     Args:
         function: called by the block that this context manager is around.
@@ -62,10 +65,36 @@ def interrupting_signals(function: Callable[..., Any]) -> Iterator[list[int]]:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, stop)
-        yield received
+        with _sent_again(received):
+            yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _sent_again(received: list[int]) -> Iterator[None]:
+    """Send a signal again whose KeyboardInterrupt was lost, in ``__del__`` or a callback of C.
+
+    Python reports such an exception to ``sys.unraisablehook`` and goes on.
+    """
+    before, timers = sys.unraisablehook, []
+
+    def hook(unraisable: Any) -> None:
+        if not received or not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        timers.append(threading.Timer(SEND_AGAIN, os.kill, (os.getpid(), received[-1])))
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        sys.unraisablehook = before
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The ``ppl-vae`` command."""
 
 import os
+import re
 import signal
 import sys
 
@@ -12,6 +13,9 @@ from ppl_vae.cli.console import guarded_output, interrupting_signals
 from ppl_vae.cli.torchrun import error_prefix, has_nothing_to_do, launched_processes
 
 __all__ = ["app", "main", "model_commands", "table_commands"]
+
+ALLOCATION = re.compile(r"you tried to allocate (\d+) bytes")
+"""What torch states where there is too little memory."""
 
 
 def main() -> None:
@@ -64,6 +68,12 @@ def _run(arguments: list[str]) -> int:
 
 def _fail(error: BaseException, status: int) -> int:
     lines = str(error).splitlines() or [type(error).__name__]
+    if found := ALLOCATION.search(str(error)):
+        lines = [
+            f"there is too little memory for {int(found[1]) / 2**30:,.1f} GiB at once, which "
+            "follow from the table and from --rows, --draws, --hidden and --batch-size, where the "
+            "command has them"
+        ]
     _print_error(" ".join(line.strip() for line in lines))
     return status
 

@@ -295,7 +295,7 @@ class FitFlags:
             if name in found and found[name] != "auto":
                 found[name] = _whole(name, found[name])
         if "hidden" in found:
-            parts = [part for part in found["hidden"].split(",") if part.strip()]
+            parts = found["hidden"].split(",") if found["hidden"].strip() else []
             found["hidden"] = [_whole("hidden", part) for part in parts]
         return found
 

@@ -1,5 +1,6 @@
 """A table with its missing values filled by PPCA that is selected on masked entries."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -41,6 +42,8 @@ from ppl_vae.models.ppca import NOISES, PPCA
 
 NUM_SAMPLES, NUM_CHAINS = 500, 4
 """Draws of each Markov chain of the parameters, after as many for warm-up; chains."""
+DIGITS, ALL_DIGITS = 6, 17
+"""Digits to which numbers are rounded, and those that every double-precision number has."""
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,9 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
     """A table with its missing values filled: columns, labels, and ``<column> sd``.
 
     A standard deviation is missing where the value was observed, and where it is unknown because
-    it depends on a covariance that the observed entries do not determine. Imputed values and
-    standard deviations are rounded to six digits. The index has the row names, if there are any.
+    it depends on a covariance that the observed entries do not determine. Standard deviations are
+    rounded to six digits, and imputed values to the last of these digits or to six of their own,
+    whichever are more. The index has the row names, if there are any.
 
     Args:
         table: with missing values.
@@ -262,20 +266,31 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
     mean, sd = imputation.mean.numpy(force=True), imputation.sd.numpy(force=True)
     found: dict[str, Any] = {}
     for k, name in enumerate(table.columns):
-        found[name] = _with_rounded(mean[:, k], mean[:, k], missing[:, k])
+        found[name] = _with_rounded(mean[:, k], mean[:, k], sd[:, k], missing[:, k])
     if table.labels is not None:
         found[_unused(table.label or "label", found)] = list(table.labels)
     for k in np.flatnonzero(missing.any(axis=0)):
         name = _unused(f"{table.columns[k]} sd", found)
-        found[name] = _with_rounded(np.full(len(sd), np.nan), sd[:, k], missing[:, k])
+        found[name] = _with_rounded(np.full(len(sd), np.nan), sd[:, k], sd[:, k], missing[:, k])
     return pd.DataFrame(found, index=table.row_index)
 
 
-def _with_rounded(values: np.ndarray, others: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    # The values, with rounded others in some rows.
+def _with_rounded(
+    values: np.ndarray, others: np.ndarray, sd: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
+    # The values, with others in some rows, rounded to digits that depend on sd.
     found = values.copy()
-    found[rows] = [float(f"{value:.6g}") for value in others[rows]]
+    found[rows] = list(map(_rounded, others[rows], sd[rows]))
     return found
+
+
+def _rounded(value: float, sd: float) -> float:
+    digits = DIGITS
+    if not sd > 0:
+        digits = ALL_DIGITS  # sd is zero or unknown, and no rounding is known to be small
+    elif abs(value) > sd:
+        digits += math.ceil(math.log10(abs(value)) - math.log10(sd))
+    return float(f"{value:.{min(digits, ALL_DIGITS)}g}")
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

@@ -129,12 +129,17 @@ def load_fitted(folder: str | Path) -> FittedModel:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if a file is damaged; if the program is of another class than those that can
-            be applied to a table.
+        ValueError: if it is a file; if a file in it is damaged; if the program is of another class
+            than those that can be applied to a table.
     """
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is a file; a model is the folder that ppl-vae fit or ppl_vae.save wrote, "
+            "and stands before the table"
+        )
     with suppress(OSError):  # a folder that cannot be written to is read as it is
         complete_folder(folder)
     try:

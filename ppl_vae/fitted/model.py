@@ -248,7 +248,7 @@ class FittedModel:
         if not self.can_sample:
             raise ValueError(
                 f"{self.name} {self._why_no_samples}, so that no rows can be drawn from it; fit "
-                "--model vae with another likelihood"
+                "--model vae, with another likelihood than multinomial"
             )
         if not isinstance(program, VBPosterior):
             drawn = as_matrix(program.sample(num_samples, seed=seed), schema=program.schema)

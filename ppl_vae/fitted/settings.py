@@ -137,7 +137,11 @@ def _option(name: str) -> str:
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
     if not low < value < high:
-        bounds = f"above {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        bounds = (
+            f"finite and above {low:g}"
+            if high == float("inf")
+            else f"between {low:g} and {high:g}"
+        )
         raise ValueError(f"{name} must be {bounds}; got {value}")
 
 

@@ -115,6 +115,32 @@ def test_a_signal_during_a_command(number, status, table, tmp_path, monkeypatch,
     assert found == (status, f"interrupted: ppl-vae fit --resume --out {out} begins again")
 
 
+class SignalWhenDeleted:
+    """An object in whose destructor a signal arrives, from which no exception leaves."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@SIGNALS
+def test_a_signal_in_a_destructor_is_not_lost(
+    number, status, table, tmp_path, monkeypatch, capsys
+):
+    def fit(*_, **__):
+        SignalWhenDeleted(number)
+        time.sleep(5)
+        raise AssertionError("the fit went on")
+
+    monkeypatch.setattr("ppl_vae.cli.fitting.fit_table", fit)
+    out, hook = tmp_path / "m", sys.unraisablehook
+    found = interrupted(["fit", table, "--out", out], number, monkeypatch, capsys)
+    assert found == (status, f"interrupted: ppl-vae fit --resume --out {out} begins again")
+    assert sys.unraisablehook is hook
+
+
 @SIGNALS
 def test_a_signal_during_the_lineage_keeps_what_is_finished(
     number, status, table, tmp_path, monkeypatch, capsys

@@ -174,6 +174,19 @@ def test_the_folder_has_what_later_work_needs(folder):
     assert isinstance(metadata, Result) and metadata.settings["latent_dim"] == 2
 
 
+def test_what_takes_too_much_memory_is_refused_in_one_line(folder, monkeypatch, capsys):
+    error = failing(monkeypatch, capsys, "sample", folder / "ppca", "-n", 10**13, status=1)
+    assert error.startswith("error: there is too little memory for ") and "--rows" in error
+
+
+def test_hidden_widths_are_all_given(folder, tmp_path):
+    given = ("--model", "vae", "--latent-dim", 2, "--out", tmp_path / "m")
+    for widths in ("4,,4", "4,", ","):
+        found = run("fit", folder / "mine.csv", *given, "--hidden", widths, status=1)
+        assert str(found.exception) == "--hidden must be a whole number; got ''"
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_configuration_repeats_the_fit(folder, tmp_path):
     run("fit", "--config", folder / "vae" / "run.toml", "--out", tmp_path / "again")
     for name in ("model.safetensors",):
@@ -187,10 +200,7 @@ def test_models_are_compared_on_rows_that_no_fit_used(folder, tmp_path):
     out = tmp_path / "comparison.csv"
     paths = [folder / "ppca", folder / "vae", folder / "mine.csv"]
     found = run("compare", *paths, "--held-out", "--out", out, "--draws", 300, "--refine", 0)
-    assert (
-        "held-out log p of 12 data points" in found.stdout
-        and "differences to the best" in found.stdout
-    )
+    assert "log p of 12 data points" in found.stdout and "differences to the best" in found.stdout
     table = pd.read_csv(out, index_col="model")
     assert set(table.index) == {"ppca", "vae"}
     metadata = load_fitted(folder / "ppca").metadata

@@ -21,9 +21,10 @@ from ppl_vae import (
     select_by_masked_cv,
 )
 from ppl_vae.cli.main import app, main
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, _draw_masked
-from ppl_vae.fitted.filled_table import FilledTable
+from ppl_vae.fitted.filled_table import FilledTable, filled_frame
 
 DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")
@@ -119,6 +120,24 @@ def test_invalid_searches_are_rejected():
         select_by_masked_cv(np.eye(3)[:, :1])
     with pytest.raises(ValueError, match="K = 10: latent_dim must be smaller than the rank"):
         select_by_masked_cv(incomplete(), latent_dims=[10])
+
+
+@pytest.mark.parametrize("offset", [0.0, 2459000.5, -1e8, 1e12])
+def test_rounding_is_small_beside_the_standard_deviation(offset):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(30, 3)) * [1e-3, 1.0, 50.0] + offset
+    values[4, 0] = values[7, 1] = values[9, 2] = np.nan
+    missing = np.isnan(values)
+    mean = torch.from_numpy(np.where(missing, offset + rng.normal(size=values.shape), values))
+    sd = torch.from_numpy(np.where(missing, rng.uniform(0.1, 1, values.shape), 0.0))
+    sd[9, 2] = torch.nan
+    names = ("a", "b", "c")
+    frame = filled_frame(Table("data", values, names), Imputation(mean, sd))
+    found = frame[[*names]].to_numpy()
+    np.testing.assert_array_equal(found[~missing], values[~missing])
+    error = np.abs(found - mean.numpy())[missing]
+    assert (error[:2] <= 1e-5 * sd.numpy()[missing][:2] + 2e-16 * abs(offset)).all()
+    assert error[2] == 0  # its standard deviation is unknown
 
 
 # The command

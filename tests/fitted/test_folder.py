@@ -58,6 +58,15 @@ def test_a_folder_gives_back_what_was_saved(fitted, tmp_path):
     assert (tmp_path / CARD).read_text().startswith("# Probabilistic PCA of x.csv with K = 1")
 
 
+def test_a_table_in_the_place_of_a_model_is_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"x\.csv is a file; a model is the folder that ppl-vae"):
+        load_fitted(path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_fitted(tmp_path / "nothing")
+
+
 def test_a_folder_that_save_changed_later_is_refused(fitted, tmp_path):
     save_fitted(fitted, tmp_path)
     ppl_vae.save(ppl_vae.PPCA(4, 2, seed=0), tmp_path)
@@ -303,7 +312,8 @@ def test_a_program_without_a_record_is_in_its_own_units():
     [
         ({"seed": 2**32}, "--seed must be a whole number within"),
         ({"model": "pca"}, "--model must be one of"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be above 0; got nan"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be finite and above 0; got nan"),
+        ({"learning_rate": float("inf")}, "--learning-rate must be finite and above 0; got inf"),
         ({"held_out": 1.0}, "--held-out must be between 0 and 1"),
         ({"epochs": 0}, "--epochs must be a whole number >= 1; got 0"),
         ({"scale": "log"}, "--scale must be one of"),

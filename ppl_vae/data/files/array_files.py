@@ -1,10 +1,12 @@
 """Arrays in files: .npy, and .npz with one matrix and further columns."""
 
+import io
 import math
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +18,12 @@ from ppl_vae.data.files.file_content import Readable, check_file, check_size, na
 from ppl_vae.data.files.raw_table import HALF_PRECISION, RawTable
 
 HEADERS = {
-    (1, 0): npy_format.read_array_header_1_0,
-    (2, 0): npy_format.read_array_header_2_0,
+    (1, 0): (2, npy_format.read_array_header_1_0),
+    (2, 0): (4, npy_format.read_array_header_2_0),
 }
+"""By version, how many bytes state the length of a header, and what reads it."""
+MAX_HEADER = 10_000
+"""The largest length of a header, as numpy has it; those of numbers have 118 bytes."""
 
 
 def npy_table(path: Path, max_bytes: int) -> RawTable:
@@ -95,7 +100,7 @@ def _read_array(file: Readable, path: Path, size: int, max_bytes: int) -> np.nda
     version = npy_format.read_magic(file)
     if version not in HEADERS:
         raise ValueError(f"version {version} of the format is not supported")
-    shape, fortran_order, dtype = HEADERS[version](file)
+    shape, fortran_order, dtype = _read_header(file, version)
     if dtype.hasobject:
         raise ValueError("it has Python objects, which are never read")
     needed = math.prod(shape) * dtype.itemsize
@@ -109,6 +114,24 @@ def _read_array(file: Readable, path: Path, size: int, max_bytes: int) -> np.nda
         raise ValueError(f"its header promises {needed} bytes, and {len(content)} follow")
     flat = np.frombuffer(content, dtype=dtype, count=math.prod(shape))
     return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(file: Readable, version: tuple[int, int]) -> tuple[Any, bool, np.dtype]:
+    """The shape, the order and the type of an array.
+
+    Raises:
+        ValueError: if it is longer than any header, or states something else.
+    """
+    width, reader = HEADERS[version]
+    stated = file.read(width)
+    length = int.from_bytes(stated, "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header has {length} bytes, and at most {MAX_HEADER} are read")
+    header = file.read(length)
+    try:
+        return reader(io.BytesIO(stated + header))
+    except Exception as error:  # numpy's message quotes what is in the header
+        raise ValueError("its header does not state the shape and the type of an array") from error
 
 
 def _damage(path: Path) -> str:

@@ -18,6 +18,7 @@ from ppl_vae.data.files.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.files.number_format import ALWAYS_MISSING
 from ppl_vae.data.files.raw_table import RawTable
 from ppl_vae.data.files.regular_texts import regular_table
+from ppl_vae.data.files.summary_rows import summary_note
 from ppl_vae.data.files.text_columns import NA_MARKERS
 from ppl_vae.data.files.text_encoding import decode_text
 from ppl_vae.data.files.text_tables import TextFormat, TextTable
@@ -172,7 +173,8 @@ def read_table(
       read as 1 and 0.
 
     Columns that are like identifiers or times, and values such as -999 that repeat far from all
-    others, are kept, and notes state how to drop or mark them. The apostrophe that
+    others, are kept, and notes state how to drop or mark them; so are last rows that are named
+    like summaries of the others (total, mean). The apostrophe that
     :func:`~ppl_vae.data.files.table_output.write_frame` puts before texts like ``=1+1`` is
     removed.
 
@@ -217,6 +219,7 @@ def read_table(
     needed = {name for name in (label, index) if name not in (None, "none")}
     cells, chosen = select_columns(raw, columns, drop, needed)
     roles = ColumnRoles(raw, cells, markers)
+    roles.notes.extend(summary_note(raw))
     row_names, index = roles.pop_row_names(index, label)
     labels, label = roles.pop_labels(label)
     shape = image_shape or raw.image_shape

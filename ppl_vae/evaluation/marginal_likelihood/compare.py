@@ -75,8 +75,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"held-out log p of {self.num_data} data points, nats per datum, ± one standard "
-            "error; "
+            f"log p of {self.num_data} data points, nats per datum, ± one standard error; "
             "differences to the best are paired",
             render([self._cells(row) for row in range(len(self.names))], indent="  "),
         ]

@@ -247,6 +247,27 @@ def test_hostile_headers_raise(tmp_path, content):
         write_and_read(tmp_path / "x.npy", content)
 
 
+@pytest.mark.parametrize(
+    ("start", "text", "reason"),
+    [
+        (b"\x93NUMPY\2\0\xff\xff\xff\xff", b"{", "its header has 4294967295 bytes"),
+        (b"\x93NUMPY\2\0\x20\x4e\0\0", b"(" * 20_000, "its header has 20000 bytes"),
+        (b"\x93NUMPY\1\0\x10\x27", b"(" * 10_000, "does not state the shape"),
+        (b"\x93NUMPY\1\0\x20\0", b"{'descr': open('x'), 'shape': 1}", "does not state"),
+        (b"\x93NUMPY\1\0\x20\0", b"{'descr'", "does not state the shape and the type"),
+    ],
+)
+def test_reasons_why_a_header_cannot_be_read(start, text, reason, tmp_path):
+    path = tmp_path / "x.npy"
+    for content, name in (
+        (start + text, path),
+        (zipped({"a.npy": start + text}), path.with_suffix(".npz")),
+    ):
+        with pytest.raises(ValueError, match=f"of numbers: .*{reason}") as error:
+            write_and_read(name, content)
+        assert "pickle" not in str(error.value) and " at 0x" not in str(error.value)
+
+
 def test_the_order_of_arrays(tmp_path):
     array = np.arange(12.0).reshape(3, 4)
     np.save(tmp_path / "x.npy", np.asfortranarray(array))

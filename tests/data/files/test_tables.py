@@ -571,6 +571,39 @@ def test_a_caption_below_the_table_is_no_row_of_missing_values(read):
     assert len(kept.values) == 7 and kept.row_names[-1] == "MS: neu"
 
 
+@pytest.mark.parametrize(
+    ("last", "shown"),
+    [
+        ("Summe;15;70", "line 8, 'Summe', is kept as data; remove the row"),
+        ("mean;3;14\nSD;1;8\n", "line 8, line 9, 'mean', 'SD', are kept as data; remove the rows"),
+        ("Grand total:;15;70", "line 8, 'Grand total:', is kept"),
+        ("Totalausfall;15;70", None),
+        ("Mina;15;70", None),
+    ],
+)
+def test_rows_that_summarise_others_are_noted(read, last, shown):
+    rows = "".join(f"MS-{k};{k};{k * k + 0.5}\n" for k in range(6))
+    table = read("Stelle;pH;Nitrat\n" + rows + last)
+    found = [note for note in table.notes if "kept as data" in note]
+    assert len(table.values) == 6 + last.count(";") // 2
+    assert len(found) == (shown is not None) and all(shown in note for note in found)
+
+
+def test_tables_of_summaries_have_no_note_on_them(read):
+    summaries = "of,value,n\nmin,1,3\nmax,5,3\nmean,2,4\nmedian,2.5,3\ntotal,9,3\n"
+    mixed = "of,value,n\ntotal,1,3\na,5,3\nb,2,4\nc,2.5,3\ntotal,9,3\n"
+    for text in (summaries, mixed, "total,value\n1,2.5\n2,3.5\n3,5\n"):
+        assert "kept as data" not in " ".join(read(text).notes)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+def test_rows_of_typed_tables_that_summarise_others_are_noted(suffix, tmp_path):
+    frame = pd.DataFrame({"Plot": ["a", "b", "c", "Total"], "x": [1.0, 2.5, 3.0, 6.5]})
+    path = tmp_path / f"x{suffix}"
+    getattr(frame, f"to_{suffix[1:]}")(path)
+    assert "row 4, 'Total', is kept as data" in " ".join(read_table(path).notes)
+
+
 # Written by pandas, read back
 
 BOUND = 1e150  # squares of larger numbers are not finite

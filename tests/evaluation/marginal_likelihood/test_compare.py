@@ -183,7 +183,7 @@ def test_a_comparison_prints():
         )
     )
     lines = text.splitlines()
-    assert lines[0].startswith("held-out log p of 3 data points, nats per datum, ± one standard")
+    assert lines[0].startswith("log p of 3 data points, nats per datum, ± one standard")
     assert " ".join(lines[1].split()) == "good one 1.000 ± 0.577 best 100 % reliable weight 1.00"
     behind = "bad ≥-3.000 ± 0.577 -4.000 ± 0.000 33 % reliable weight 0.00"
     assert " ".join(lines[2].split()) == behind
