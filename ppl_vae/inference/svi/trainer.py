@@ -123,7 +123,8 @@ class Trainer:
         self._finish()
 
     def _finish(self) -> None:
-        if not all(tensor.isfinite().all() for tensor in self.optimizer_step.parameters):
+        finite = [tensor.isfinite().all() for tensor in self.optimizer_step.parameters]
+        if not bool(torch.stack(finite).all()):
             self._fail(len(self.values), None)
         self.stopped = self.stopped or "all requested"
         if self.stopping.best is not None:
@@ -198,7 +199,7 @@ class Trainer:
         """Read the objective of the last steps, and check that it is finite."""
         if not self.unread:
             return
-        values, self.unread = torch.stack(self.unread), []
+        values, self.unread = torch.stack(self.unread).cpu(), []
         if not values.isfinite().all():
             first = int((~values.isfinite()).nonzero()[0])
             self._fail(len(self.values) + first + 1, rows)
