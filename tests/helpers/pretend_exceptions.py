@@ -15,6 +15,7 @@ STATES_CPU = "it states that results are on the CPU"
 ON_THE_CPU = "its x stays on the CPU, and the option moves the modules that it makes"
 REFERENCE = "its reference mixes the fit with tensors of the CPU"
 STORAGE = "torch stores tensors of a device that is written in Python as those of the CPU"
+NESTED = "a device that is written in Python has no nested tensors"
 SPARSE = "a device that is written in Python has no sparse tensors"
 THREADS = "torch differentiates on a device that is written in Python in one thread only"
 
@@ -62,6 +63,8 @@ EXCEPTIONS = {
     "tests/core/test_program.py::test_a_copy_of_a_trained_model_trains_alone": STORAGE,
     "tests/core/arrays/test_frames.py::"
     "test_sparse_matrices_are_converted_with_a_warning_or_refused_with_their_size": SPARSE,
+    "tests/interop/test_boundary.py::"
+    "test_tensors_and_frames_that_are_no_tables_are_refused_by_name": NESTED,
     "tests/core/test_threads.py::test_each_thread_has_the_result_that_it_has_alone": THREADS,
     "tests/models/test_autoencoder.py::test_a_user_written_flat_prior_is_refused": OWN_DEVICES,
     "tests/models/test_supervised.py::"
