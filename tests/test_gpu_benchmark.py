@@ -48,7 +48,7 @@ def test_a_part_that_fails_has_a_row_with_the_reason(monkeypatch):
     ],
 )
 def test_a_process_that_hangs_or_ends_has_a_row_with_the_reason(limit, options, message):
-    (row,) = gpu.run_apart("ppca", limit, [*options, "--tiny"])
+    (row,) = gpu.run_apart("ppca", limit, [*options, "--size", "tiny"])
     assert message in row["value"]
 
 

@@ -1,6 +1,6 @@
 """What only a real accelerator can show, in one table and under eight minutes; asserts nothing.
 
-    python tests/benchmarks/gpu.py [--device cuda] [--seconds 450] [--tiny] [--out FILE]
+    python tests/benchmarks/gpu.py [--device cuda] [--seconds 450] [--size full] [--out FILE]
 
 Each part runs in a process of its own with a limit of time, so that one that fails or hangs leaves
 the others alone: the tests marked ``cuda``; compiled steps beside stock Pyro and NumPyro;
@@ -57,6 +57,12 @@ class Size:
 
 
 TINY = Size(((8, 16),), 2, 1, 1, (4, 64, 8), (200, 6, 2), (64, 8, 1))
+SIZES = {
+    "full": Size(),
+    "cpu": Size(((400, 128),), 16, 8, 2, (40, 5_000, 400), (300_000, 100, 20), (10_000, 400, 1)),
+    "tiny": TINY,
+}
+"""For an accelerator; what a CPU does in four minutes; and what tries the script."""
 COMPILED = ("by hand, torch.compile", "log weights, compiled")
 """Ways that need a compiler, which a pretended accelerator has not."""
 Row = dict[str, str]
@@ -256,7 +262,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", help="by default torch's current accelerator")
     parser.add_argument("--seconds", type=float, default=450.0)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
+    parser.add_argument("--size", choices=SIZES, default="full", help="how much each part does")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -267,11 +273,13 @@ def main() -> None:
     given = arguments()
     device = torch.device(given.device) if given.device else current_accelerator()
     if device is None:
-        raise SystemExit("no accelerator here; --device cpu --tiny tries the script without one")
+        raise SystemExit(
+            "no accelerator here; --device cpu --size cpu tries the script without one"
+        )
     if given.part:
-        print(json.dumps(run_part(given.part, TINY if given.tiny else Size(), device)))
+        print(json.dumps(run_part(given.part, SIZES[given.size], device)))
         return
-    options = ["--device", str(device), *(["--tiny"] if given.tiny else [])]
+    options = ["--device", str(device), "--size", given.size]
     rows = [
         r
         for name, (_, share) in PARTS.items()

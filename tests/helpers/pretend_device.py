@@ -153,7 +153,7 @@ class PretendTensor(torch.Tensor):
 
     @property
     def data(self) -> Tensor:
-        return self.detach()
+        return PretendTensor(self.raw.data)  # with a version of its own, unlike detach()
 
     @data.setter
     def data(self, value: Tensor) -> None:

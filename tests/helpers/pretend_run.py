@@ -26,8 +26,7 @@ BUILDERS = tuple(
 """Folders whose functions make modules; those that tests call make them for the tests."""
 
 ON_THE_CPU = tuple(
-    f"/ppl_vae/{name}/"
-    for name in ("cli", "data", "fitted", "interop", "lineage", "plots", "report")
+    f"/ppl_vae/{name}/" for name in ("cli", "data", "fitted", "interop", "plots", "report")
 )
 """Folders whose functions take tables, and compute with them on the CPU."""
 CONVERTER = "/ppl_vae/core/validation.py"

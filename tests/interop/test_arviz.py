@@ -395,7 +395,7 @@ def test_bad_arguments(arguments, message):
 def test_a_model_that_observes_nothing():
     def model(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(x.new_zeros(K), 1.0).to_event(1))
 
     with pytest.raises(ValueError, match="the model observes nothing"):
         to_arviz(model, model, make_x(), num_samples=8)

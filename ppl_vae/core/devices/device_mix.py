@@ -130,7 +130,8 @@ class _Origins(TorchFunctionMode):
 
     def record(self, tensor: Tensor) -> None:
         """Let the line that is executed be the one that made a tensor, unless it is known."""
-        self._origin.setdefault(id(tensor), (tensor, tensor, _calling_line()))
+        if not self.of(tensor)[1]:  # a constrained parameter was computed from another tensor
+            self._origin[id(tensor)] = tensor, tensor, _calling_line()
 
     def of(self, tensor: Tensor) -> tuple[Tensor, str]:
         """The first tensor that a tensor was computed from, and the line that made it; an empty
@@ -243,17 +244,21 @@ def _held(name: str, value: Any, owner: Any, depth: int = 4) -> Iterator[tuple[s
     if isinstance(value, Tensor):
         yield name, value, owner
     elif depth and isinstance(value, nn.Module):
-        for key, part in {**vars(value), **dict(value.named_parameters())}.items():
+        tensors = [*value.named_parameters(), *value.named_buffers()]
+        attributes = [(k, part) for k, part in vars(value).items() if not k.startswith("_")]
+        for key, part in [*tensors, *attributes]:
             yield from _held(f"{name}.{key}", part, value, depth - 1)
-    elif depth and isinstance(value, dict | list | tuple | torch.distributions.Distribution):
-        parts = value if isinstance(value, list | tuple | dict) else vars(value)
-        for part in parts.values() if isinstance(parts, dict) else parts:
+    elif depth and isinstance(value, list | tuple | dict):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _held(f"{name}[{key!r}]", part, owner, depth - 1)
+    elif depth and isinstance(value, torch.distributions.Distribution):
+        for part in vars(value).values():
             yield from _held(name, part, owner, depth - 1)
 
 
 def _assigned(owner: Any, name: str) -> str:
     """Where the source of a function or of an object's class last assigns to a name, before the
-    end of it, as text."""
+    end of it, as text; empty for code of a library."""
     kind = owner if inspect.isfunction(owner) else type(owner)
     try:
         file = inspect.getsourcefile(kind)
@@ -269,4 +274,5 @@ def _assigned(owner: Any, name: str) -> str:
         and name == (node.id if isinstance(node, ast.Name) else node.attr)
         and node.lineno < start + len(lines)
     ]
-    return f", made at {file}:{max(found)}" if found else ""
+    is_known = bool(found) and not str(file).startswith(LIBRARIES)
+    return f", made at {file}:{max(found)}" if is_known else ""

@@ -14,7 +14,7 @@ from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import SINGLE, Processes
 from ppl_vae.core.state import validation
 from ppl_vae.data.sources.row_stream import Rows
-from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.minibatch import FINITE, MinibatchObjective
 from ppl_vae.inference.svi.batches.schedule import Schedule, epoch_generator
 from ppl_vae.inference.svi.checkpoints.checkpoint import resumable_content
 from ppl_vae.inference.svi.checkpoints.checkpoint_file import CheckpointFile
@@ -123,7 +123,8 @@ class Trainer:
         self._finish()
 
     def _finish(self) -> None:
-        if not all(tensor.isfinite().all() for tensor in self.optimizer_step.parameters):
+        finite = [tensor.isfinite().all() for tensor in self.optimizer_step.parameters]
+        if not bool(torch.stack(finite).all()):
             self._fail(len(self.values), None)
         self.stopped = self.stopped or "all requested"
         if self.stopping.best is not None:
@@ -184,6 +185,7 @@ class Trainer:
         """Make one step, recorded or eagerly."""
         value = self.runner.evaluate(rows, self.num_steps + 1)
         if value is None:
+            self._read_values(rows)  # a step before may have been the first that failed
             self._fail(self.num_steps + 1, rows)
             return
         self.unread.append(value)
@@ -198,18 +200,21 @@ class Trainer:
         """Read the objective of the last steps, and check that it is finite."""
         if not self.unread:
             return
-        values, self.unread = torch.stack(self.unread), []
+        values, self.unread = torch.stack(self.unread).cpu(), []
         if not values.isfinite().all():
             first = int((~values.isfinite()).nonzero()[0])
-            self._fail(len(self.values) + first + 1, rows)
+            self._fail(len(self.values) + first + 1, rows, is_late=len(values) > 1)
         self.values += values.tolist()
         self.elapsed += [time.perf_counter() - self.start_time] * len(values)
         if len(self.values) % SNAPSHOT_INTERVAL < len(values):
             self.last_good = Snapshot(self.optimizer_step.state)
 
-    def _fail(self, step: int, rows: Tensor | None) -> None:
+    def _fail(self, step: int, rows: Tensor | None, *, is_late: bool = False) -> None:
+        # Parameters of later steps are NaN, and say less than those before the step that failed.
         site = self.runner.find_nonfinite_site(rows)
         self.last_good.restore()
+        if is_late and (before := self.runner.find_nonfinite_site(rows)) != FINITE:
+            site = before
         raise FloatingPointError(
             f"the loss is not finite at step {step}: {site}. The last good state is restored; "
             "try a smaller lr, grad_clip=, or data on a smaller scale"

@@ -108,6 +108,14 @@ class ParameterOfTheStore(Base):
             pyro.sample("z", self.posterior(loc, torch.ones_like(loc)).to_event(1))
 
 
+class ConstrainedParameterOfTheStore(Base):
+    def guide(self, x):
+        start, positive = torch.ones(N, K), dist.constraints.positive
+        scale = pyro.param("scale", start, constraint=positive)  # made here
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(torch.zeros_like(scale), scale).to_event(1))
+
+
 CASES = {
     PriorInProgram: ("model", "z", K),
     AttributeOfTheModule: ("model", "x", D),
@@ -115,6 +123,7 @@ CASES = {
     DrawnThenDecoded: ("guide", "z", N),
     MaskOfTheDatum: ("model", "z", N),
     ParameterOfTheStore: ("guide", "z", N),
+    ConstrainedParameterOfTheStore: ("guide", "z", N),
 }
 
 
@@ -172,6 +181,23 @@ def test_a_variable_of_the_module_is_named(kind, site, name, device):
     )
     message = rf"the model mixes devices at site '{site}'.*variable '{name}', made at .*:{line}\."
     with pytest.raises(ValueError, match=message):
+        elbo(pair.model, pair.guide, x)
+
+
+class LayersInAList(Base):
+    """torch does not move modules in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [{"last": nn.Linear(D, D)}]
+
+    def density(self, mean):
+        return super().density(self.layers[0]["last"](mean))
+
+
+def test_a_module_in_a_list_is_named(device):
+    pair, x = LayersInAList().to(device), torch.randn(N, D).to(device)
+    with pytest.raises(ValueError, match=r"variable \"layers.0..'last'..weight\". Make"):
         elbo(pair.model, pair.guide, x)
 
 

@@ -282,6 +282,6 @@ class MinibatchObjective:
         try:
             with self.pair.dry_run(), validation(False):
                 run = self.pair.run(batch)
-        except (RuntimeError, ValueError) as error:
+        except (FloatingPointError, RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
         return describe_nonfinite_pair(run, batch) or FINITE

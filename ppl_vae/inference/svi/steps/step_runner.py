@@ -116,7 +116,7 @@ class StepRunner:
                 return function()
         except CaptureError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except (FloatingPointError, RuntimeError, ValueError) as error:
             # A factorization can fail on parameters that are finite but far too large.
             factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
             overflow = isinstance(error, factorization) and step > 1
