@@ -17,8 +17,9 @@ BLOCK_NUMBERS = 2**18
 """The number of numbers of a block (1 MiB in float32)."""
 SEQUENTIAL_NUMBERS = 2**21
 """The same for blocks of parts that must be read from their beginning."""
-PIECE_NUMBERS = 2**19
-"""The number of numbers of such blocks that are decoded and copied at a time (2 MiB)."""
+PIECE_NUMBERS = 2**17
+"""The number of numbers of such blocks that are decoded and copied at a time (1 MiB in float64).
+Each piece needs several temporary arrays, whose memory the C library keeps for a while."""
 
 
 class BlockSource(ABC):

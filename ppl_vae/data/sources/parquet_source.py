@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
@@ -105,8 +106,17 @@ class ParquetSource(BlockSource):
                 )
                 for batch in batches:
                     # A file gives its columns in an order of its own.
-                    yield as_block(batch.select(self._columns), row, width=len(self._columns))
+                    values = _values(batch.select(self._columns))
+                    yield as_block(values, row, width=len(self._columns))
                     row += batch.num_rows
+
+
+def _values(batch: Any) -> Any:
+    # Columns of floats as an array, in less time than a frame of any types takes.
+    if not {str(kind) for kind in batch.schema.types} <= {"float", "double"}:
+        return batch
+    columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
+    return np.stack(columns, axis=1)
 
 
 def _column_names(schema: Any) -> tuple[str, ...]:

@@ -455,3 +455,26 @@ def test_exact_fits_to_sources(kind, missing, tmp_path):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         for method in (first.log_likelihood, first.posterior_mean):
             torch.testing.assert_close(method(source), method(x))
+
+
+TYPES = {
+    "float64": (pa.float64(), pa.float64()),
+    "floats": (pa.float32(), pa.float64()),
+    "float32": (pa.float32(), pa.float32()),
+    "an integer": (pa.float32(), pa.int64()),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_parquet_columns_of_any_type(name, tmp_path):
+    """Null and NaN are missing; the dtype is that of a frame of the same columns."""
+    values = [1.0, None, 3.0, 2.0], [4.0, 5.0, None, 7.0]
+    columns = [pa.array(column, kind) for column, kind in zip(values, TYPES[name], strict=True)]
+    table = pa.table(columns, names=["a", "b"])
+    pa.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=3)
+    source = row_source(tmp_path / "x.parquet")
+    found = torch.cat([source.read(0, 3), source.read(3, 4)])
+    frame = block_source.as_block(table, 0)
+    expected = torch.tensor([[1.0, 4.0], [torch.nan, 5.0], [3.0, torch.nan], [2.0, 7.0]])
+    assert found.dtype == frame.dtype
+    torch.testing.assert_close(found, expected.to(found), rtol=0, atol=0, equal_nan=True)

@@ -93,7 +93,7 @@ def test_memory_of_svi(name, tmp_path):
     before, after = measured("svi", path, rows, width)
     print(f"{name}: table {size:.0f} MiB, peak {after:.0f} MiB, {after - before:.0f} MiB more")
     # Three groups of 2^23 numbers in float32; of each column of a Parquet file a page and a
-    # dictionary, at most 1 MiB each; and what a process needs to read, a few pieces of 2 MiB.
+    # dictionary, at most 1 MiB each; and what a process needs to read, a few pieces of 1 MiB.
     groups, pages, pieces = 3 * 32, 2 * width * (path.suffix == ".parquet"), 24
     assert after - before < groups + pages + pieces
 
