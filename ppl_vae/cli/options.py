@@ -160,8 +160,12 @@ class TableFlags:
         str | None, typer.Option(help="the columns to leave out, separated by commas")
     ] = None
     index: Annotated[str | None, typer.Option(help="the column of row names")] = None
-    encoding: Annotated[str | None, typer.Option(help="of the text; detected")] = None
-    decimal: Annotated[str | None, typer.Option(help="the decimal mark; detected")] = None
+    encoding: Annotated[
+        str | None, typer.Option(help="encoding of the text; by default detected")
+    ] = None
+    decimal: Annotated[str | None, typer.Option(help="the decimal mark; by default detected")] = (
+        None
+    )
     thousands: Annotated[
         str | None, typer.Option(help="the mark between thousands; none by default")
     ] = None
@@ -236,8 +240,8 @@ class FitFlags:
     likelihood: Annotated[
         str | None,
         typer.Option(
-            help=f"of {', '.join(NETWORK_MODELS)}: {', '.join(LIKELIHOOD_NAMES)}; by default "
-            "gaussian"
+            help=f"likelihood of {', '.join(NETWORK_MODELS)}: {', '.join(LIKELIHOOD_NAMES)}; by "
+            "default gaussian"
         ),
     ] = None
     hidden: Annotated[
@@ -248,7 +252,9 @@ class FitFlags:
         typer.Option(help="largest number of passes over the rows; by default 3,000 steps"),
     ] = None
     batch_size: Annotated[int | None, typer.Option(help="rows per step; by default 256")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="of Adam; by default 0.001")] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="learning rate of Adam; by default 0.001")
+    ] = None
     patience: Annotated[
         int | None,
         typer.Option(help="evaluations without improvement before a stop; by default 40"),

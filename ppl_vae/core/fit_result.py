@@ -30,15 +30,16 @@ class FitResult(Result):
     """The result of a fit.
 
     Attributes:
-        algorithm: its name.
-        objective: the maximised objective, in nats per datum. SVI: its estimate at each step. EM:
-            the bound after each E-step and each M-step in turn, (2 T,).
-        elapsed: seconds since the start, one for each entry of ``objective``.
+        algorithm: the name of the algorithm.
+        objective: the maximised objective, in nats per datum. SVI: its estimate at each
+            step, (T,). EM: the bound after each E-step and each M-step in turn, (2 T,).
+        elapsed: seconds since the start for each entry of ``objective``, of its shape.
         steps: the number of iterations.
         seconds: the total time.
         stopped: the reason why the fit stopped.
         log_likelihood: EM: exact log p where ``objective`` has the bound; equal after E-steps.
-        validation: SVI with ``x_val``: the ELBO (beta = 1) of its rows at ``validation_steps``.
+        validation: SVI with ``x_val``: the ELBO (beta = 1) of its rows at ``validation_steps``,
+            (V,), in nats per datum.
         validation_steps: the numbers of steps before these evaluations.
         restored: whether the state with the best validation ELBO was restored.
         notes: caveats.

@@ -150,7 +150,7 @@ class LineageProblem(StageProblem):
         guide: ProgramLike,
         lr: float,
         value: Callable[[], float] | None = None,
-        recording: BoundMonitor | None = None,
+        monitor: BoundMonitor | None = None,
     ) -> tuple[FitResult, Convergence]:
         """Fit a pair by SVI until the objective on the training rows has converged.
 
@@ -159,7 +159,7 @@ class LineageProblem(StageProblem):
             lr: learning rate at the start of each cycle.
             value: computes the pair's objective exactly; by default its ELBO is estimated with
                 common random numbers.
-            recording: receives the steps.
+            monitor: evaluates the bound during the fit.
         """
         settings = self.settings
         return fit_in_cycles(
@@ -171,7 +171,7 @@ class LineageProblem(StageProblem):
             steps=settings.steps,
             batch_size=min(settings.linear_batch_size, len(self.train)),
             lr=lr,
-            progress=_call_each(self.progress, recording),
+            progress=_call_each(self.progress, monitor),
             seed=self.seed,
             device=self.train.device,
         )

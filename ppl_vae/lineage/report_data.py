@@ -42,7 +42,7 @@ NUM_COLUMNS = 8
 """The number of data, draws or positions in a row of images."""
 LEAPFROG_STEPS = 5
 """Leapfrog steps per transition of the annealed importance sampling of held-out data."""
-FOR_FIGURES = "two latents, for figures only"
+FOR_FIGURES = "two latent dimensions, for figures only"
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ class _Builder:
     def _planar_vae(self) -> FittedPair:
         def report_step(step: int, value: float) -> None:
             total = self.problem.settings.steps
-            self.progress("a VAE with two latents, for figures", "fitting", step, total)
+            self.progress("a VAE with two latent dimensions, for figures", "fitting", step, total)
 
         problem = replace(self.problem, latent_dim=2, progress=report_step)
         fitted = STAGES["vae"].run(problem)
@@ -302,7 +302,7 @@ class _Builder:
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}
         extra = [pair for pair in self.pairs if pair.name not in ("PPCA", "VAE")]
-        for pairs, about in ((planar, FOR_FIGURES), (extra, "its own two latents")):
+        for pairs, about in ((planar, FOR_FIGURES), (extra, "its own two latent dimensions")):
             means = self._for_each(pairs, self._first_latent_means, "latent means")
             for name, values in means.items():
                 if values.shape[1:] == (2,):

@@ -308,7 +308,7 @@ def _describe_scaling(scaling: Scaling, extra: bool) -> dict[str, Any]:
         note += ". Pairs of your own are fitted in the units of the data"
     return {
         "scale": scaling.applied,
-        "scale_asked": scaling.requested,
+        "scale_requested": scaling.requested,
         "scale_note": note,
         "column_scales": units.scale.tolist() if units.per_column else None,
     }

@@ -125,17 +125,17 @@ def _svi(
     def run(problem: LineageProblem) -> StageFit:
         ppca = problem.initial_ppca()
         guide = make_guide(problem, ppca)
-        recording = BoundMonitor(ppca, guide, problem.train)
-        recording(0, 0.0)
+        monitor = BoundMonitor(ppca, guide, problem.train)
+        monitor(0, 0.0)
         settings = problem.settings
         lr = settings.encoder_lr if hidden else settings.linear_lr
 
         def value() -> float:
             return float(exact_bound(ppca, guide, problem.train)[0])
 
-        fit, convergence = problem.fit_to_tolerance(ppca.model, guide, lr, value, recording)
+        fit, convergence = problem.fit_to_tolerance(ppca.model, guide, lr, value, monitor)
         best = ExactGuide(ppca, covariance=covariance)
-        ascent = recording.ascent()
+        ascent = monitor.ascent()
         return StageFit(Pair(ppca.model, guide), fit, convergence, best=best, ascent=ascent)
 
     return run

@@ -154,9 +154,9 @@ IMPLIED = (
 AVERAGED = (
     " Bayesian stages have a posterior of the parameters of PPCA. Their held-out log p averages "
     "the density over draws of the parameters; over ML, over mean: this minus log p of PPCA at "
-    "{reference} and at the posterior mean. Variational Bayes (VB) has a prior that switches "
-    "columns of W off (axes: the number left on); its ELBO is a bound on the log evidence, per "
-    "datum."
+    "{reference} and at the posterior mean. Variational Bayes (VB) has a prior that shrinks "
+    "columns of W to zero (axes: the number of active ones); its ELBO is a bound on the log "
+    "evidence, per datum."
 )
 INTEGRATED_OUT = " Missing values are integrated out: log p is that of the observed entries."
 

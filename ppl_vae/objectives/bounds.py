@@ -121,9 +121,9 @@ def elbo(
                 x, mask, model=model, guide=guide, allow_empty_rows=True, check=False
             )
             whole = stack.enter_context(closed_after_use(observed, x))
-        about, numbers = partial(describe_rows, whole), torch.arange(len(whole))
+        describe, row_indices = partial(describe_rows, whole), torch.arange(len(whole))
         settings = f"{num_samples=}, {global_kl=}"
-        rows = DividedRows.of("elbo", pair, about, numbers, seed, settings=settings)
+        rows = DividedRows.of("elbo", pair, describe, row_indices, seed, settings=settings)
         with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
             for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
                 run = objective._run(pair, batch)
@@ -248,8 +248,8 @@ class ELBO(_Objective):
         self.free_bits = free_bits
         if free_bits and gradient != PLAIN:
             raise ValueError(
-                f"free_bits stand under a mean over data, and gradient={gradient!r} weighs each "
-                f"datum alone; use gradient={PLAIN!r}"
+                f"free_bits is a floor on the KL's mean over a batch, and gradient={gradient!r} "
+                f"needs a value per datum; use gradient={PLAIN!r}, or free_bits=0"
             )
         if gradient == "score-loo" and num_samples < 2:
             raise ValueError(
@@ -338,13 +338,15 @@ class IWAE(_Objective):
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
         log_weights, log_q = run.log_weights(), None if draws is None else draws.log_q(run)
-        unit = 1
+        num_joint = 1
         if run.global_latent:
-            unit = check_whole(log_weights.shape[1], run.num_data)
+            num_joint = check_whole(log_weights.shape[1], run.num_data)
             log_weights = (log_weights.sum(1) + run.global_log_weights())[:, None]
             if draws is not None and log_q is not None:
-                log_q = (log_q.expand(-1, unit).sum(1) + draws.global_log_q(run))[:, None]
-        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / unit
+                log_q = (log_q.expand(-1, num_joint).sum(1) + draws.global_log_q(run))[:, None]
+        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / num_joint
         if draws is None or log_q is None:
             return bound
-        return replace_gradient(bound, doubly_reparameterized(log_weights, log_q, draws) / unit)
+        return replace_gradient(
+            bound, doubly_reparameterized(log_weights, log_q, draws) / num_joint
+        )

@@ -147,7 +147,10 @@ def _posterior(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
         "0.975."
     )
     if (check := data.covariance_check) is not None:
-        caption = f"Covariances of the training rows. {reading} If K is too small, many are."
+        caption = (
+            f"Covariances of the training rows. {reading} If K is too small, many elements are "
+            "orange."
+        )
         plot = partial(plot_covariance_check, check)
         yield ReportFigure("covariance-check", caption, CHECK_SIZE, plot, group)
     if (check := data.quantile_check) is not None:

@@ -120,7 +120,8 @@ def _posterior(lineage: Lineage) -> Iterator[str]:
             )
         if row.posterior.num_active is not None:
             number, total = row.posterior.num_active, lineage.about["latent_dim"]
-            yield f"The prior of {row.stage} leaves {number} of {counted(total, 'axis')} on."
+            columns = counted(total, "column")
+            yield f"Under the prior of {row.stage} {number} of {columns} of W are active."
 
 
 def _effect(gain: MeanEstimate, row: StageMetrics) -> str:

@@ -135,7 +135,7 @@ def mixed():
 
 @pytest.mark.slow
 def test_a_lineage_of_mixed_units_is_in_the_units_of_the_data(mixed):
-    assert mixed.about["scale"] == "standardize" and mixed.about["scale_asked"] == "auto"
+    assert mixed.about["scale"] == "standardize" and mixed.about["scale_requested"] == "auto"
     assert any("the columns are standardised for every fit" in note for note in mixed.notes())
     train, test = mixed.data.train.numpy(), mixed.data.test.numpy()
     np.testing.assert_allclose(mixed.about["column_scales"], train.std(0))

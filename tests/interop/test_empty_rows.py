@@ -32,7 +32,7 @@ def ppca():
 
 def test_an_empty_row_is_imputed_by_the_mean_and_its_standard_deviation():
     model, x = ppca(), with_empty_rows(HIDDEN)
-    found = model.impute(x, num_samples=2000, seed=0)
+    found = model.impute(x, draws=2000, seed=0)
     expected = model.impute(HIDDEN)
     kept = np.setdiff1d(np.arange(len(x)), EMPTY)
     torch.testing.assert_close(found.mean[kept], expected.mean)

@@ -104,7 +104,7 @@ def test_only_bayesian_tables_have_the_columns_of_the_posterior():
     row = lineage.row("variational-bayes")
     assert math.isfinite(row.elbo) and math.isnan(row.log_p.value) and math.isnan(row.loss)
     assert math.isnan(lineage.row("posterior").elbo)
-    assert f"leaves {row.posterior.num_active} of 2 axes on" in " ".join(verdict(lineage))
+    assert f"{row.posterior.num_active} of 2 columns of W are active" in " ".join(verdict(lineage))
 
 
 def test_saved_results_have_the_gains():

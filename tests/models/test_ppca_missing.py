@@ -137,7 +137,7 @@ def test_draws_of_the_missing_values_of_a_row_are_joint(noise):
     (ppca, (loc, loadings, variance)), x = make(noise), data("MAR")
     x = x[np.isnan(x).sum(1) > 1][:2]
     S = 4000
-    draws = ppca.impute(x, num_samples=S, seed=0).draws.numpy()
+    draws = ppca.impute(x, draws=S, seed=0).draws.numpy()
     assert draws.shape == (S, *x.shape)
     # Two rows for each of the two noises, with three tails each.
     assert_draws_of_missing_values(draws, x, loc, oracles.ppca_covariance(loadings, variance), 12)
@@ -145,15 +145,15 @@ def test_draws_of_the_missing_values_of_a_row_are_joint(noise):
 
 def test_draws_repeat_with_a_seed():
     (ppca, _), x = make(), data()
-    first, again = (ppca.impute(x, num_samples=2, seed=4).draws for _ in range(2))
+    first, again = (ppca.impute(x, draws=2, seed=4).draws for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, ppca.impute(x, num_samples=2, seed=5).draws)
+    assert not torch.equal(first, ppca.impute(x, draws=2, seed=5).draws)
 
 
 def test_imputing_complete_data_changes_nothing():
     ppca, _ = make()
     x = oracles.simulate_ppca(SPECTRUM, 0.8, N, D, seed=0)
-    found = ppca.impute(x, num_samples=2)
+    found = ppca.impute(x, draws=2)
     assert np.array_equal(found.mean.numpy(), x)
     assert not found.sd.any()
     assert np.array_equal(found.draws.numpy(), np.stack([x, x]))
@@ -219,6 +219,6 @@ def test_metabolite_imputation_matches_iterative_svd_and_covers():
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True])
-def test_num_samples_must_be_an_integer(bad):
-    with pytest.raises((ValueError, TypeError), match="num_samples"):
-        make()[0].impute(data(), num_samples=bad)
+def test_the_number_of_draws_must_be_an_integer(bad):
+    with pytest.raises((ValueError, TypeError), match="draws"):
+        make()[0].impute(data(), draws=bad)

@@ -1076,7 +1076,7 @@ def test_a_model_that_observes_nothing_has_no_elbo():
         (lambda: ELBO(gradient="score-loo"), "'score-loo' needs a datum's other draws.*>= 2"),
         (
             lambda: ELBO(free_bits=0.1, gradient="stl"),
-            "free_bits stand under a mean over data, and gradient='stl' weighs each datum alone",
+            "gradient='stl' needs a value per datum",
         ),
         (lambda: ELBO(free_bits=-1.0), "beta and free_bits must be >= 0; got 1.0 and -1.0"),
     ],

@@ -1,1 +1,1 @@
-"""Accelerators, their memory, and the tensors that stand on them."""
+"""Accelerators, their memory, and the tensors on them."""

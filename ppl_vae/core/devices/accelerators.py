@@ -26,8 +26,9 @@ def current_accelerator() -> torch.device | None:
 def automatic_device(tensors: Sequence[Tensor]) -> torch.device:
     """Where a pair with these tensors is fitted if nothing is asked for.
 
-    A pair that stands on an accelerator stays there. Another one is moved to torch's current
-    accelerator; to the CPU without one, or if it has no float64, in which sums are computed.
+    A pair whose parameters are on an accelerator stays there. Another one is moved to torch's
+    current accelerator; to the CPU without one, or if it has no float64, in which sums are
+    computed.
     """
     for tensor in tensors:
         if tensor.device.type != "cpu":

@@ -17,7 +17,7 @@ from ppl_vae.core.stats import monte_carlo_error, standard_error
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family
 from ppl_vae.evaluation.inference_gaps.local_optimum import CommonNoiseELBO, LocalOptimum
-from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean
+from ppl_vae.evaluation.inference_gaps.result import NORMAL_QUANTILE, Gaps, error_of_mean
 from ppl_vae.evaluation.marginal_likelihood.batching import LogWeightSampler, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -196,7 +196,9 @@ def _closest(estimates: list[LogLikelihood]) -> LogLikelihood:
     """
     best, *others = sorted(estimates, key=_error)
     for other in others:
-        if float((other.value - best.value).mean()) > Z * math.hypot(_error(other), _error(best)):
+        if float((other.value - best.value).mean()) > NORMAL_QUANTILE * math.hypot(
+            _error(other), _error(best)
+        ):
             best = other
     return best
 
@@ -216,7 +218,7 @@ def _failed(
     failed = gain < -3 * error if each else torch.zeros_like(gain, dtype=torch.bool)
     rest, rest_error = torch.where(failed, 0.0, gain), torch.where(failed, 0.0, error)
     mean_error = min(error_of_mean(rest, rest_error), monte_carlo_error(rest_error))
-    return failed | bool(rest.mean() < -Z * mean_error)
+    return failed | bool(rest.mean() < -NORMAL_QUANTILE * mean_error)
 
 
 @torch.no_grad()

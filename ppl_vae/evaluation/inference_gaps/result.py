@@ -15,7 +15,7 @@ from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 
-Z = 1.96
+NORMAL_QUANTILE = 1.96
 """The 97.5 % quantile of the standard normal distribution."""
 ROUNDING = 1e-5
 """Smaller differences, as a share of log p, count as zero: a hundred float32 rounding errors."""
@@ -184,7 +184,7 @@ class Gaps(Result):
         """
         if not self._has_best:
             return 0.0, self._highest_total()
-        width, left = Z * self.approximation_error, _zero_if_nan(self.remaining)
+        width, left = NORMAL_QUANTILE * self.approximation_error, _zero_if_nan(self.remaining)
         highest = math.inf if self._is_lower_bound else self.approximation + width
         return self.approximation - width - left, highest
 
@@ -197,7 +197,7 @@ class Gaps(Result):
         """
         if not self._has_best:
             return 0.0, self._highest_total()
-        width, left = Z * self.amortization_error, _zero_if_nan(self.remaining)
+        width, left = NORMAL_QUANTILE * self.amortization_error, _zero_if_nan(self.remaining)
         return self.amortization - width, self.amortization + width + left
 
     @property
@@ -210,7 +210,9 @@ class Gaps(Result):
         return self.estimate is not None and self.estimate.share_reliable < FEW_RELIABLE
 
     def _highest_total(self) -> float:
-        return math.inf if self._is_lower_bound else self.total + Z * self.total_error
+        return (
+            math.inf if self._is_lower_bound else self.total + NORMAL_QUANTILE * self.total_error
+        )
 
     def __repr__(self) -> str:
         source = "given" if self.estimate is None else "estimated"
@@ -274,8 +276,7 @@ class Gaps(Result):
         if number := int(self.kept_own_q.sum()):
             yield (
                 f"for {number} of {counted(len(self.kept_own_q), 'data point')} no better q was "
-                "found "
-                "than the guide's own, which is used as the best"
+                "found than the guide's own, which is used as the best"
             )
 
     def _global_lines(self) -> Iterator[str]:

@@ -193,8 +193,7 @@ class LogLikelihood(DatumEstimates):
         else:
             verdict = (
                 f"NOT reliable for {num_data - good} of {counted(num_data, 'data point')}, for "
-                "which "
-                "it is a lower bound in expectation"
+                "which it is a lower bound in expectation"
             )
         lines = [
             f"log-likelihood: {verdict}",

@@ -128,12 +128,12 @@ def log_likelihood(
             observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
             data = stack.enter_context(closed_after_use(observed, x))
             rows, left_out = _scored_rows(data, rows)
-        estimate, execution, size = _estimate(
+        estimate, execution, entries = _estimate(
             pair, guide, data, rows, num_samples,
             method=method, refine=refine, covariance=covariance, annealing=annealing,
             capture=capture, precision=precision, seed=seed,
         )  # fmt: skip
-        num_entries = num_scored(pair, data, rows, size)
+        num_entries = num_scored(pair, data, rows, entries)
         num_entries = num_entries if num_entries is None else num_entries.to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
     labels = labels.take(rows)

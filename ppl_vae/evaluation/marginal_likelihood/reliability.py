@@ -1,11 +1,13 @@
 """What decides whether an importance-sampling estimate of log p(x_n) is reliable.
 
 :func:`assess_reliability` decides. An estimate is reliable if its 95 % interval is expected to
-cover log p(x_n) with a probability of at least 90 %, which is so if either
+cover log p(x_n) with a probability of at least 90 % (87 % where the weights hardly vary, but the
+variance comes from fewer than three similar data with few draws), which is so if either
 
 * the Pareto tail index of the weights, pooled over data, is at most
   the calibrated limit (``largest_tail_index`` in ``coverage.py``); or
-* the weights hardly vary: the effective sample size is at least 95 % of the draws; or
+* the weights hardly vary: the effective sample size, pooled over similar data, is at least 95 % of
+  the draws, and the datum's own at least 80 %; or
 * the weights take few values (discrete latent variables), each of which was drawn often;
 
 and, in each case, at least 25 draws were made of which at least 10 are effective. Weights that are

@@ -123,7 +123,7 @@ def fit_svi(
             missing values. It must draw from the generator only, so that a fit can be repeated and
             resumed. It is not applied to ``x_val``.
         device: where to fit. The modules of the pair are moved there. ``"auto"`` is the
-            accelerator on which the pair stands, or else ``torch.accelerator``'s current one, of
+            accelerator of the pair's parameters, or else ``torch.accelerator``'s current one, of
             any kind with float64, or else the CPU.
         seed: the seed of data order and draws; global generators are left unchanged.
         capture: how steps run: False, eagerly, by Pyro's handlers; ``"recorded"``, by the tensor

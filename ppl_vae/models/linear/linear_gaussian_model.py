@@ -210,7 +210,7 @@ class LinearGaussianModel(LatentVariableModel):
         x: ArrayLike,
         *,
         mask: ArrayLike | None = None,
-        num_samples: int = 0,
+        draws: int = 0,
         seed: int | None = None,
     ) -> Imputation:
         """The missing values of x, given the observed entries of their rows.
@@ -225,29 +225,29 @@ class LinearGaussianModel(LatentVariableModel):
         Args:
             x: (N, D); NaN is a missing value.
             mask: True where observed.
-            num_samples: how many joint draws to make of each row's missing values.
+            draws: the number of joint draws of each row's missing values.
             seed: the seed of these draws.
 
         Returns:
             Means, standard deviations and draws, in the more precise of the model's dtype and x's.
 
         Raises:
-            ValueError: as :meth:`posterior`; if num_samples is not a whole number >= 0.
+            ValueError: as :meth:`posterior`; if ``draws`` is not a whole number >= 0.
             FloatingPointError: if a result overflows.
         """
-        labels, num_samples = labels_of(x, self), check_int("num_samples", num_samples, 0)
+        labels, num_draws = labels_of(x, self), check_int("draws", draws, 0)
         x = as_matrix(x, mask=mask, schema=self.schema)
         x = x.to(device=self.loc.device, dtype=torch.promote_types(x.dtype, self.loc.dtype))
         observed = self._observed(x, None)[1]
         if observed is None:
-            draws = x.expand(num_samples, -1, -1) if num_samples else None
-            return Imputation(x, torch.zeros_like(x), draws, labels=labels)
+            copies = x.expand(num_draws, -1, -1) if num_draws else None
+            return Imputation(x, torch.zeros_like(x), copies, labels=labels)
         with seeded(seed):
-            size = rows_per_block(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
+            size = rows_per_block(self.data_dim * (4 + self.latent_dim + 2 * num_draws))
             blocks = zip(x.split(size), observed.split(size), strict=True)
-            imputed = [self._impute_block(rows, mask, num_samples) for rows, mask in blocks]
-        mean, sd, draws = zip(*imputed, strict=True)
-        found = self._imputation(observed, torch.cat(mean), torch.cat(sd), torch.cat(draws, 1))
+            imputed = [self._impute_block(rows, mask, num_draws) for rows, mask in blocks]
+        mean, sd, drawn = zip(*imputed, strict=True)
+        found = self._imputation(observed, torch.cat(mean), torch.cat(sd), torch.cat(drawn, 1))
         return replace(found, labels=labels)
 
     def _impute_block(self, x: Tensor, observed: Tensor, num_samples: int) -> tuple[Tensor, ...]:

@@ -195,7 +195,7 @@ def test_the_sign_depends_on_the_seed_and_no_standard_deviation_is_given(halves)
         signs.add(np.sign(correlation(ppca)))
         (note,) = (note for note in fitted.notes if "not determined" in note)
         assert "of columns (0, 1) with (2, 3)" in note and "latent_dim=1" in note
-        found = ppca.impute(halves, num_samples=2, seed=0)
+        found = ppca.impute(halves, draws=2, seed=0)
         missing = torch.from_numpy(np.isnan(halves))
         assert torch.equal(found.sd.isnan(), missing) and found.mean.isfinite().all()
         assert torch.equal(found.draws.isnan(), missing.expand(2, -1, -1))
