@@ -338,15 +338,13 @@ class IWAE(_Objective):
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
         log_weights, log_q = run.log_weights(), None if draws is None else draws.log_q(run)
-        num_joint = 1
+        joint = 1
         if run.global_latent:
-            num_joint = check_whole(log_weights.shape[1], run.num_data)
+            joint = check_whole(log_weights.shape[1], run.num_data)
             log_weights = (log_weights.sum(1) + run.global_log_weights())[:, None]
             if draws is not None and log_q is not None:
-                log_q = (log_q.expand(-1, num_joint).sum(1) + draws.global_log_q(run))[:, None]
-        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / num_joint
+                log_q = (log_q.expand(-1, joint).sum(1) + draws.global_log_q(run))[:, None]
+        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / joint
         if draws is None or log_q is None:
             return bound
-        return replace_gradient(
-            bound, doubly_reparameterized(log_weights, log_q, draws) / num_joint
-        )
+        return replace_gradient(bound, doubly_reparameterized(log_weights, log_q, draws) / joint)
