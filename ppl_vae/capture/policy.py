@@ -144,13 +144,13 @@ class CapturePolicy:
             self._undecided = False
             self.consider_compiling(seconds_left * fraction)
             return
-        about = f"about {seconds_left:.1f} s of eager work were left"
+        estimate = f"about {seconds_left:.1f} s of eager work were left"
         if is_worth_recording(int(num_calls_left * fraction), seconds):
             self._start = len(elapsed)
-            self.enable("recorded", about)
+            self.enable("recorded", estimate)
         else:
             self.mode, self._undecided = False, False
-            self.reason = f"eager: {about}, too little to pay for recording"
+            self.reason = f"eager: {estimate}, too little to pay for recording"
 
     def consider_compiling(self, seconds_left: float) -> None:
         """Decide whether calls are compiled.

@@ -77,13 +77,13 @@ class Task:
             display.begin(f"{what} {counted(int(observed.sum()), 'row')}")
             return function(self.rows.values[observed])
 
-    def deliver(self, columns: dict[str, Any], **about: Any) -> None:
-        """Write a table with one row for each row, or JSON that has ``about`` it in addition."""
+    def deliver(self, columns: dict[str, Any], **metadata: Any) -> None:
+        """Write a table with one row for each row, or JSON that has the metadata in addition."""
         rows = self.rows
         deliver(
             rows.frame(columns),
             self.applied.out,
-            {"model": self.fitted.describe(), "table": rows.table.name, **about},
+            {"model": self.fitted.describe(), "table": rows.table.name, **metadata},
             named=rows.index is not None,
             as_json=self.applied.as_json,
         )
@@ -182,7 +182,7 @@ def write_scores(task: Task, estimation: Estimation) -> None:
         "computing log p of",
         partial(
             fitted.log_likelihood,
-            draws=estimation.draws,
+            num_samples=estimation.num_samples,
             refine=estimation.refine,
             seed=estimation.seed,
         ),
@@ -257,7 +257,7 @@ def write_evaluation(task: Task, estimation: FullEstimation) -> None:
             fitted,
             values,
             data.table.name,
-            draws=estimation.draws,
+            num_samples=estimation.num_samples,
             refine=estimation.refine,
             annealed=estimation.annealed,
             annealing=annealing,

@@ -61,7 +61,7 @@ def write_comparison(
             display.begin(f"computing log p of {counted(len(rows), 'row')} under {name}")
             estimates[name] = fitted.log_likelihood(
                 values[name][rows],
-                draws=estimation.draws,
+                num_samples=estimation.num_samples,
                 refine=estimation.refine,
                 seed=estimation.seed,
             )

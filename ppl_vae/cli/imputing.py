@@ -87,9 +87,9 @@ def write_filled_table(
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
     frame = filled_frame(table, imputation)
-    about = {"table": table.name, "uncertainty": imputation.uncertainty()}
+    metadata = {"table": table.name, "uncertainty": imputation.uncertainty()}
     named = table.row_names is not None
-    deliver(frame, out, about, named=named, as_json=output.as_json, point_zero=False)
+    deliver(frame, out, metadata, named=named, as_json=output.as_json, point_zero=False)
 
 
 def _sentences(filled: FilledTable) -> list[str]:

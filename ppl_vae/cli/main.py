@@ -71,7 +71,8 @@ def _fail(error: BaseException, status: int) -> int:
     if found := ALLOCATION.search(str(error)):
         lines = [
             f"there is too little memory for {int(found[1]) / 2**30:,.1f} GiB at once, which "
-            "follow from the table and from --rows, --draws, --hidden and --batch-size, where the "
+            "follow from the table and from --rows, --num-samples, --hidden and --batch-size, "
+            "where the "
             "command has them"
         ]
     _print_error(" ".join(line.strip() for line in lines))

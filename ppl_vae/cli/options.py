@@ -20,7 +20,7 @@ Seed = Annotated[int, typer.Option(help="seed of all random numbers")]
 NumStarts = Annotated[
     int, typer.Option(help="starts of EM: the given one, and random ones; the best fit is kept")
 ]
-NumDraws = Annotated[int, typer.Option(help="draws per row, where log p is estimated")]
+NumSamples = Annotated[int, typer.Option(help="draws per row, where log p is estimated")]
 Refine = Annotated[int, typer.Option(help="steps that refine each row's own q")]
 Json = Annotated[bool, typer.Option("--json", help="print the results as JSON on standard output")]
 Force = Annotated[
@@ -75,7 +75,7 @@ class EvaluatedModel(ModelAndTable):
 class Estimation:
     """How log p of each row is estimated where it is not exact."""
 
-    draws: NumDraws = 1000
+    num_samples: NumSamples = 1000
     refine: Refine = 150
     seed: Seed = 0
 

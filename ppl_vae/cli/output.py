@@ -39,7 +39,7 @@ def write_table(
 def deliver(
     frame: pd.DataFrame,
     target: Path,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
     *,
     named: bool,
     as_json: bool,
@@ -50,7 +50,7 @@ def deliver(
     Args:
         frame: the table.
         target: the file; ``-`` is standard output.
-        about: what JSON has beside the rows.
+        metadata: what JSON has beside the rows.
         named: whether the index holds the names of the rows.
         as_json: whether JSON is written.
         point_zero: whether whole numbers are written with a decimal point in text.
@@ -60,7 +60,7 @@ def deliver(
     if not (as_json and target == STANDARD_OUTPUT):
         write_table(frame, target, named=named, point_zero=point_zero)
     if as_json:
-        write_json(about | {"rows": _records(frame, named)})
+        write_json(metadata | {"rows": _records(frame, named)})
 
 
 def _unused(name: str, frame: pd.DataFrame) -> str:

@@ -71,7 +71,7 @@ class Evaluation(Result):
         values: Float[np.ndarray, "N D"],
         data: str,
         *,
-        draws: int = 1000,
+        num_samples: int = 1000,
         refine: int = 300,
         annealed: int = 40,
         annealing: Annealing | None = None,
@@ -88,7 +88,7 @@ class Evaluation(Result):
             values: the rows, in the units and in the order of the model's columns; missing values
                 are integrated out.
             data: the name of the data.
-            draws: draws per row, where log p is estimated.
+            num_samples: draws of z per row, where log p is estimated.
             refine: steps of the optimization of each row's q.
             annealed: maximal number of rows of the cross-check, if log p is estimated.
             annealing: the settings of its chains.
@@ -103,7 +103,7 @@ class Evaluation(Result):
         if not fitted.has_density:
             return replace(found, reasons=(NO_DENSITY,))
         on_stage("estimating log p")
-        estimate = fitted.log_likelihood(values, draws=draws, refine=refine, seed=seed)
+        estimate = fitted.log_likelihood(values, num_samples=num_samples, refine=refine, seed=seed)
         found = replace(found, log_likelihood=estimate)
         program = fitted.program
         if not isinstance(program, PPCA | VAE):
@@ -121,7 +121,7 @@ class Evaluation(Result):
             exact = program.log_likelihood(x)
             split = gaps(*pair, x, log_p=exact, best=pair[1], seed=seed)
         else:
-            split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
+            split = gaps(*pair, x, steps=max(refine, 1), num_samples=num_samples, seed=seed)
         found = replace(found, gaps=split.shifted(nats))
         if len(x) < 2:
             return replace(found, reasons=(SINGLE_ROW,))

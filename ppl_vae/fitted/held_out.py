@@ -15,7 +15,7 @@ from ppl_vae.fitted.model import FittedModel, RowArray
 
 MAX_ROWS = 500
 """The largest number of held-out rows that are evaluated, where log p is estimated."""
-DRAWS, REFINE = 1000, 150
+NUM_SAMPLES, REFINE = 1000, 150
 """Draws per row, and steps of the optimization of each row's q before."""
 
 
@@ -89,7 +89,9 @@ def evaluate_held_out(fitted: FittedModel, values: RowArray, seed: int) -> HeldO
         return ReconstructionError.of(fitted, values).held_out()
     estimated = fitted.metadata is not None and fitted.metadata.model in ("vae", "iwae")
     scored = values[:MAX_ROWS] if estimated else values
-    found = fitted.log_likelihood(scored, draws=DRAWS, refine=REFINE * estimated, seed=seed)
+    found = fitted.log_likelihood(
+        scored, num_samples=NUM_SAMPLES, refine=REFINE * estimated, seed=seed
+    )
     return HeldOut(
         rows=len(values),
         scored=len(scored),

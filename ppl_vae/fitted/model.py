@@ -160,7 +160,7 @@ class FittedModel:
         return x if isinstance(self.program, PPCA) else x.to(_dtype(self.program))
 
     def log_likelihood(
-        self, values: RowArray, *, draws: int = 1000, refine: int = 0, seed: int = 0
+        self, values: RowArray, *, num_samples: int = 1000, refine: int = 0, seed: int = 0
     ) -> LogLikelihood:
         """log p of each row that has observed values, in nats, with its error and reliability.
 
@@ -169,7 +169,7 @@ class FittedModel:
 
         Args:
             values: rows with at least one observed value each.
-            draws: per row, where log p is estimated.
+            num_samples: the number of draws of z per row, where log p is estimated.
             refine: steps of the optimization of each row's q before.
             seed: the seed of the draws.
 
@@ -180,7 +180,7 @@ class FittedModel:
         self._check_density("whose guide is a point mass, so that it has no log p")
         if isinstance(program, VAE):
             found = log_likelihood(
-                program.model, program.guide, x, draws, refine=refine, seed=seed
+                program.model, program.guide, x, num_samples, refine=refine, seed=seed
             )
         elif isinstance(program, PPCA):
             found = exact_result(program.log_likelihood(x))
@@ -261,13 +261,13 @@ class FittedModel:
         return self.units.undo(drawn.double())
 
     def impute(
-        self, values: RowArray, *, draws: int = 1000, refine: int = 300, seed: int = 0
+        self, values: RowArray, *, num_samples: int = 1000, refine: int = 300, seed: int = 0
     ) -> Imputation:
         """The missing values given the observed ones of their rows; observed ones are unchanged.
 
         Args:
             values: rows; NaN marks a missing value.
-            draws: the number of draws of z per row with missing values, for a VAE.
+            num_samples: the number of draws of z per row with missing values, for a VAE.
             refine: steps of the optimization of each row's q before, for a VAE.
             seed: the seed of the draws.
 
@@ -280,10 +280,10 @@ class FittedModel:
             found = program.impute(x)
         elif isinstance(program, VAE):
             pair = program.model, program.guide
-            found = impute(*pair, x, draws, refine=refine, seed=seed)
+            found = impute(*pair, x, num_samples, refine=refine, seed=seed)
         else:
             samples = self.posterior_samples(seed)
-            found = impute(samples.model.model, None, x, draws, posterior=samples, seed=seed)
+            found = impute(samples.model.model, None, x, num_samples, posterior=samples, seed=seed)
         given = torch.from_numpy(np.array(values, dtype=np.float64))
         return self.units.undo_imputation(found, given)
 

@@ -17,10 +17,10 @@ class LatentMeans(Result):
         means: (N, 2), in standard deviations of the prior.
         labels: the class of each datum, or None.
         label: the name of the class variable.
-        about: a remark on the pair.
+        remark: a remark on the pair.
     """
 
     means: Float[Tensor, "N 2"]
     labels: tuple[Any, ...] | None
     label: str
-    about: str
+    remark: str

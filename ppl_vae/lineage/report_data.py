@@ -302,11 +302,11 @@ class _Builder:
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}
         extra = [pair for pair in self.pairs if pair.name not in ("PPCA", "VAE")]
-        for pairs, about in ((planar, FOR_FIGURES), (extra, "its own two latent dimensions")):
+        for pairs, remark in ((planar, FOR_FIGURES), (extra, "its own two latent dimensions")):
             means = self._for_each(pairs, self._first_latent_means, "latent means")
             for name, values in means.items():
                 if values.shape[1:] == (2,):
-                    found[name] = LatentMeans(values.double(), self.labels, self.label, about)
+                    found[name] = LatentMeans(values.double(), self.labels, self.label, remark)
         return found
 
     def _first_latent_means(self, pair: FittedPair) -> Tensor:

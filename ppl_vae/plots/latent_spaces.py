@@ -134,7 +134,7 @@ def plot_latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str =
     ax.set_xlabel("$z_1$, standard deviations of the prior")
     ax.set_ylabel("$z_2$, standard deviations of the prior")
     ax.set_aspect("equal", adjustable="datalim")
-    title(ax, f"Posterior means of {name}, {means.about}")
+    title(ax, f"Posterior means of {name}, {means.remark}")
     return ax
 
 

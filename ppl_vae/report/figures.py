@@ -297,7 +297,7 @@ def _latent_plane(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
         unlabelled = "" if means.labels is None else " The fit did not use the classes."
         yield ReportFigure(
             f"latent-means-{name}",
-            f"Means of q(z|x) of {name} for the training rows ({means.about}).{unlabelled}",
+            f"Means of q(z|x) of {name} for the training rows ({means.remark}).{unlabelled}",
             MEANS_SIZE,
             partial(plot_latent_means, means, name=name),
             group,

@@ -34,7 +34,7 @@ def given(tmp_path_factory):
     return folder
 
 
-FAST = ("--draws", "20", "--refine", "0")
+FAST = ("--num-samples", "20", "--refine", "0")
 VERBS = {
     "fit": ("model", ("fit", "x.csv", "--latent-dim", "2")),
     "score": ("out.csv", ("score", "m", "x.csv")),

@@ -199,13 +199,13 @@ def test_a_configuration_repeats_the_fit(folder, tmp_path):
 def test_models_are_compared_on_rows_that_no_fit_used(folder, tmp_path):
     out = tmp_path / "comparison.csv"
     paths = [folder / "ppca", folder / "vae", folder / "mine.csv"]
-    found = run("compare", *paths, "--held-out", "--out", out, "--draws", 300, "--refine", 0)
+    found = run("compare", *paths, "--held-out", "--out", out, "--num-samples", 300, "--refine", 0)
     assert "log p of 12 data points" in found.stdout and "differences to the best" in found.stdout
     table = pd.read_csv(out, index_col="model")
     assert set(table.index) == {"ppca", "vae"}
     metadata = load_fitted(folder / "ppca").metadata
     assert table["mean"]["ppca"] == pytest.approx(metadata.held_out.value, abs=1e-10)
-    shown = run("compare", *paths, "--json", "--draws", 300, "--refine", 0)
+    shown = run("compare", *paths, "--json", "--num-samples", 300, "--refine", 0)
     assert len(json.loads(shown.stdout)["pointwise"][0]) == 60
     assert "which log p is too high; --held-out" in shown.stderr
 

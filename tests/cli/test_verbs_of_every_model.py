@@ -17,7 +17,7 @@ from ppl_vae.fitted.folder import load_fitted
 NAMES = [f"c{k}" for k in range(6)]
 ROWS = 12
 """The number of rows that are evaluated."""
-FEW = ["--draws", "60", "--refine", "0"]
+FEW = ["--num-samples", "60", "--refine", "0"]
 ANNEALED = ["--annealed", "2", "--num-temperatures", "3"]
 SHORT = ["--latent-dim", "2", "--hidden", "8", "--epochs", "2"]
 SLOW = pytest.mark.slow
