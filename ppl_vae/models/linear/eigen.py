@@ -12,11 +12,6 @@ LeadingEigenpairs: TypeAlias = tuple[Tensor, Tensor, Tensor]
 the other eigenvalues ()."""
 CACHED_QR_ROWS = 16
 """Rows per column of the blocks whose QR decompositions are fast."""
-MIN_CORRELATION_EIGENVALUE = 1e-2
-"""The least eigenvalue of X'X, columns of X scaled to unit length, from which a factor of X'X is
-as precise as one of X but for two digits."""
-SAFE_SQUARES = 1e-250, 1e250
-"""The range of sums of squares whose terms neither underflow nor overflow in float64."""
 MAX_JACOBI_SIZE = 256
 """The largest number of singular values computed by Jacobi rotations, which cost more than other
 methods."""
@@ -62,17 +57,11 @@ def cholesky_factor(matrix: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
 def triangular_factor(rows: Float[Tensor, "R D"]) -> Float[Tensor, "_ D"]:
     """R of a QR decomposition, R'R = X'X, with min(R, D) rows.
 
-    On a CPU, columns that are far from collinear are not decomposed: R is then a Cholesky factor
-    of X'X, whose relative error is that of X'X times the condition number of the columns scaled
-    to unit length (Yamamoto et al.: Roundoff error analysis of the CholeskyQR2 algorithm (2015)).
-
-    Of many other rows, blocks that stay in a processor's cache are decomposed first, and then
-    their triangular factors: the same precision in less time (Demmel et al.:
-    Communication-optimal parallel and sequential QR and LU factorizations (2012)).
+    Of many rows, blocks that stay in a processor's cache are decomposed first, and then their
+    triangular factors: the same precision in less time (Demmel et al.: Communication-optimal
+    parallel and sequential QR and LU factorizations (2012)).
     """
     width = rows.shape[1]
-    if (factor := _factor_of_distinct_columns(rows)) is not None:
-        return factor
     size = CACHED_QR_ROWS * width
     whole = len(rows) // size * size
     if whole > size:
@@ -80,21 +69,6 @@ def triangular_factor(rows: Float[Tensor, "R D"]) -> Float[Tensor, "_ D"]:
         factors = torch.linalg.qr(blocks, mode="r").R.reshape(-1, width)
         rows = torch.cat([factors, rows[whole:]])
     return torch.linalg.qr(rows, mode="r").R
-
-
-def _factor_of_distinct_columns(rows: Float[Tensor, "R D"]) -> Float[Tensor, "D D"] | None:
-    """The Cholesky factor of X'X; None if it would be less precise than one of X."""
-    if rows.device.type != "cpu" or rows.dtype != torch.float64 or len(rows) <= rows.shape[1]:
-        return None
-    gram = gram_matrix(rows)
-    squares, (least, largest) = gram.diagonal(), SAFE_SQUARES
-    if not bool(((squares > least) & (squares < largest)).all()):
-        return None
-    scale = squares.sqrt()
-    correlation = gram / torch.outer(scale, scale)
-    if float(torch.linalg.eigvalsh(correlation)[0]) < MIN_CORRELATION_EIGENVALUE:
-        return None
-    return torch.linalg.cholesky(correlation, upper=True) * scale
 
 
 def gram_factor(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:

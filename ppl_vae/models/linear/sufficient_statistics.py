@@ -37,8 +37,8 @@ class SampleCovariance:
     """Mean and covariance S over N (not N - 1) of complete data, and a factor F of it, S = F'F.
 
     A factor has twice the relative precision of S. F is the centred data over sqrt(N) if D > N;
-    for tables of moderate size it comes from QR decompositions, unless columns are far from
-    collinear; for large ones it is a Cholesky factor of S.
+    for tables of moderate size it comes from QR decompositions, and S itself is never formed; for
+    large ones it is a Cholesky factor of S.
 
     Attributes:
         mean: (D,).
@@ -216,8 +216,8 @@ def _over_processes(
 class _Scatter:
     """The scatter matrix of centred blocks, accumulated block by block, or a factor of it.
 
-    It is a factor as precise as one by QR, if that costs little; if the number of rows is unknown,
-    as long as it costs little, and the matrix from then on.
+    It is a factor, by QR, if that costs little; if the number of rows is unknown, as long as it
+    costs little, and the matrix from then on.
 
     Args:
         expected: the number of rows that will be added, if it is known.
@@ -241,10 +241,9 @@ class _Scatter:
         self.rows += len(centred)
         largest = max(self.rows, self.expected)
         if self.gram is None and largest * centred.shape[1] ** 2 <= MAX_QR_COST:
-            width = centred.shape[1]
-            own = centred if len(centred) <= width else triangular_factor(centred)
-            rows = self._stack(own, gap)
-            self.factor = rows if len(rows) <= width else triangular_factor(rows)
+            rows = self._stack(centred, gap)
+            short = len(rows) <= rows.shape[1]
+            self.factor = rows.clone() if short else triangular_factor(rows)
             return centred.square().sum(0)
         if self.gram is None and largest < centred.shape[1]:  # no D x D matrix
             self.factor = self._stack(centred, gap)

@@ -14,6 +14,7 @@ from ppl_vae.cli.main import app
 from ppl_vae.core.validation import as_matrix
 from ppl_vae.evaluation import subspace
 from ppl_vae.interop.sklearn import PPCATransformer
+from ppl_vae.models.linear.eigen import triangular_factor
 from ppl_vae.objectives.bounds import log_weights
 
 HALF = [torch.float16, torch.bfloat16]
@@ -134,6 +135,20 @@ def test_the_canonical_form_keeps_short_rows():
     np.testing.assert_allclose(np.linalg.norm(turned, axis=1), lengths, rtol=1e-12)
     cosine = (turned[1] @ turned[2]) / (lengths[1] * lengths[2])
     assert cosine == pytest.approx((loadings[1] @ loadings[2]) / (lengths[1] * lengths[2]), 1e-9)
+
+
+@pytest.mark.parametrize("num_rows", [3, 7, 113, 224, 229, 1500])
+def test_a_triangular_factor_of_any_number_of_rows_keeps_small_singular_values(num_rows):
+    # Singular values from 1 to 1e-10, which X'X would lose: they are known from the construction.
+    generator = np.random.default_rng(num_rows)
+    size = min(num_rows, 7)
+    singular = np.logspace(0, -10, size)
+    left = np.linalg.qr(generator.normal(size=(num_rows, size)))[0]
+    right = np.linalg.qr(generator.normal(size=(7, size)))[0]
+    factor = triangular_factor(torch.from_numpy(left * singular @ right.T))
+    assert factor.shape == (size, 7) and torch.equal(factor, factor.triu())
+    found = np.linalg.svd(factor.numpy(), compute_uv=False)
+    assert found == pytest.approx(singular, abs=1e-15)
 
 
 @pytest.mark.parametrize("unit", [1e-150, 1.0, 1e150])
