@@ -42,7 +42,7 @@ NUM_COLUMNS = 8
 """The number of data, draws or positions in a row of images."""
 LEAPFROG_STEPS = 5
 """Leapfrog steps per transition of the annealed importance sampling of held-out data."""
-FOR_FIGURES = "two latent dimensions, for figures only"
+FOR_FIGURES = "K = 2, for figures only"
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class _Builder:
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}
         extra = [pair for pair in self.pairs if pair.name not in ("PPCA", "VAE")]
-        for pairs, remark in ((planar, FOR_FIGURES), (extra, "its own two latent dimensions")):
+        for pairs, remark in ((planar, FOR_FIGURES), (extra, "its own K = 2")):
             means = self._for_each(pairs, self._first_latent_means, "latent means")
             for name, values in means.items():
                 if values.shape[1:] == (2,):

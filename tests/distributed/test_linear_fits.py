@@ -9,9 +9,13 @@ from tables import close, table
 
 
 def distribution(state):
-    """W W', mu and log sigma: the signs of the columns of W are arbitrary."""
-    loadings = state["loadings"]
-    return state | {"loadings": loadings @ loadings.mT}
+    """W W', mu and log sigma: the signs of the columns of W are arbitrary.
+
+    W is divided by its largest entry, whose square may overflow.
+    """
+    largest = state["loadings"].abs().max()
+    loadings = state["loadings"] / largest
+    return state | {"loadings": loadings @ loadings.mT, "largest": largest}
 
 
 def check(workers, kind, x, cuts=None, **options):

@@ -243,7 +243,7 @@ def test_only_few_classes_are_coloured_and_sorted():
         (("b", "a", 10, 9) * 15, ["9", "10", "a", "b"]),
         (None, []),
     ):
-        axes = plot_latent_means(LatentMeans(means, labels, "class", "two latent dimensions"))
+        axes = plot_latent_means(LatentMeans(means, labels, "class", "K = 2"))
         assert axes.get_legend_handles_labels()[1] == expected
         assert sum(len(points.get_offsets()) for points in axes.collections) == 60
         plt.close(axes.figure)

@@ -163,7 +163,7 @@ BAD = {
     ),
     "no file": ("nowhere.parquet", ValueError, "does not exist: 'nowhere.parquet'"),
     "another file": ("x.csv", TypeError, r"ppl_vae.read_table\('x.csv'\)"),
-    "a dictionary": ({"a": X}, TypeError, "x must hold numbers; it is of type dict"),
+    "a dictionary": ({"a": X}, TypeError, "x is a dictionary with the keys 'a'"),
 }
 
 

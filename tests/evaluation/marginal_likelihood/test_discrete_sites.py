@@ -78,7 +78,7 @@ def test_equal_weights_of_the_exact_posterior_are_reliable(num_samples, num_data
     estimate = log_likelihood(mixture, guide_of(lambda r: r), x, num_samples, seed=0)
     assert errors(estimate, x).max() < 1e-9
     assert estimate.reliable.all() and (estimate.standard_error < 1e-6).all()
-    stated = "reliable for 1 datum" if num_data == 1 else f"reliable for all {num_data} data"
+    stated = "reliable for 1 data point" if num_data == 1 else f"reliable for all {num_data} data"
     assert stated in repr(estimate)
     assert estimate.expected_coverage > 0.85
 
