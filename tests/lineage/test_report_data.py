@@ -54,7 +54,7 @@ def test_classes_are_those_of_the_training_rows(data, lineage):
     for means in data.latent_means.values():
         assert means.labels == expected and means.label == "letter"
         assert means.means.shape == (len(lineage.data.train), 2)
-    assert "for figures only" in data.latent_means["VAE"].about
+    assert "for figures only" in data.latent_means["VAE"].remark
 
 
 def test_the_latent_plane_of_ppca_is_on_principal_axes(data, lineage):
