@@ -44,6 +44,7 @@ def incomplete(spread=1.0, num_rows=150):
 # Selection of the model
 
 
+@pytest.mark.slow
 def test_masked_cv_selects_the_number_of_latent_dimensions_and_the_noise():
     found = select_by_masked_cv(incomplete(), seed=0)
     best = found.best
@@ -312,6 +313,7 @@ def test_metabolites_are_imputed_better_than_by_column_means(tmp_path):
     assert by_model < by_means / 2
 
 
+@pytest.mark.slow
 def test_columns_of_mixed_units_are_standardised_as_by_fit(tmp_path):
     """The filled values do not depend on the units of the columns."""
     units = np.array([1.0, 1e-3, 1.0, 250.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])

@@ -77,6 +77,7 @@ def test_kills_at_operations_on_files(tmp_path):
     assert_equal(interrupted.finish(), whole)
 
 
+@pytest.mark.slow
 def test_kills_at_each_operation_on_files_of_the_first_checkpoint(tmp_path):
     whole = fit(None, 10, False)
     for number in itertools.count(1):
